@@ -11,6 +11,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import contextlib
+import subprocess
+import sys
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -43,6 +47,53 @@ def memory_storage() -> Iterator[Storage]:
     storage.fs.store.clear()
 
 
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The URL of an S3 endpoint in a process of its own (moto), which dies with the tests."""
+    with s3_endpoint() as url:
+        yield url
+
+
+@pytest.fixture
+def strict_s3_server() -> Iterator[str]:
+    """An endpoint that checks credentials; it knows none."""
+    with s3_endpoint(INITIAL_NO_AUTH_ACTION_COUNT="0") as url:
+        yield url
+
+
+@pytest.fixture
+def s3_environment(s3_server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The environment of somebody who uses S3, and of the processes he starts: endpoint, region, credentials."""
+    variables = {
+        "AWS_ENDPOINT_URL": s3_server,
+        "AWS_ACCESS_KEY_ID": "AKIAPLANTEDKEY000001",
+        "AWS_SECRET_ACCESS_KEY": "planted+secret/that-must-never-be-seen",
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_CONFIG_FILE": str(tmp_path / "no-aws-config"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "no-aws-credentials"),
+    }
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    from sae.store import s3
+
+    s3.FileSystem.clear_instance_cache()  # clients keep the environment they were made in
+    yield variables
+    s3.FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def s3_root(s3_environment: dict[str, str]) -> str:
+    """A fresh bucket on the endpoint, and a prefix in it: `s3://bucket/prefix`."""
+    from sae.store import s3
+
+    bucket = f"bucket-{uuid.uuid4().hex[:12]}"
+    s3.connect().mkdir(bucket)
+    return f"s3://{bucket}/some/prefix"
+
+
 @pytest.fixture
 def make_snapshot() -> MakeSnapshot:
     """Write arrays as the parts of a snapshot: `make_snapshot(storage, [act, ...], row_group_rows=...)`."""
@@ -61,6 +112,20 @@ def prefect_backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         temporary_settings({PREFECT_LOCAL_STORAGE_PATH: results, PREFECT_LOGGING_LEVEL: "CRITICAL"}),
     ):
         yield
+
+
+@contextlib.contextmanager
+def s3_endpoint(**environment: str) -> Iterator[str]:
+    """The URL of a moto server in a process of its own, while the block runs."""
+    command = [sys.executable, str(Path(__file__).with_name("s3_server.py")), str(os.getpid())]
+    # With AWS_* of the user the server's own client might talk to the real S3.
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=clean | environment) as process:
+        try:
+            assert process.stdout
+            yield process.stdout.readline().strip()
+        finally:
+            process.kill()
 
 
 def write_snapshot(

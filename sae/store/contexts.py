@@ -13,6 +13,7 @@ from sae.store.records import local_files, require_record
 PADDING = -1
 """Document index of a padding position."""
 CONTEXTS_PER_ROW_GROUP = 4096
+DOCUMENTS_FILE = "documents.parquet"
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,13 @@ def write_contexts(path: Path, contexts: Contexts) -> None:
 
 
 def read_contexts(storage: Storage, tokens_ref: str, split: str, start: int = 0, stop: int | None = None) -> Contexts:
-    """Contexts [start, stop) of a split, in stored order. Raises: StoreError when they are not there."""
+    """Contexts [start, stop) of a split, in stored order.
+
+    Raises: StoreError when they are not there; DamagedError when the table is not what its record says.
+    """
     record = require_record(storage, tokens_ref)
-    with local_files(storage, record) as folder, pq.ParquetFile(folder / f"{split}.parquet") as file:
+    name = f"{split}.parquet"
+    with local_files(storage, record, name) as folder, pq.ParquetFile(folder / name) as file:
         n_contexts = file.metadata.num_rows
         stop = n_contexts if stop is None else min(stop, n_contexts)
         start = min(start, stop)
@@ -79,10 +84,10 @@ def write_documents(path: Path, names: list[str], splits: list[str], n_tokens: l
 
 
 def read_document_names(storage: Storage, tokens_ref: str) -> list[str]:
-    """Names of the documents, by index."""
+    """Names of the documents, by index. Raises: as read_contexts."""
     record = require_record(storage, tokens_ref)
-    with local_files(storage, record) as folder:
-        return list(pq.read_table(folder / "documents.parquet", columns=["name"])["name"].to_pylist())
+    with local_files(storage, record, DOCUMENTS_FILE) as folder:
+        return list(pq.read_table(folder / DOCUMENTS_FILE, columns=["name"])["name"].to_pylist())
 
 
 def _lists(values: np.ndarray, item: pa.DataType) -> pa.Array:

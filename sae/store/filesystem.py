@@ -6,19 +6,21 @@ by an exception still commits a truncated object. Files are finished in a local 
 """
 
 import contextlib
+import copy
 import os
-import shutil
+import re
 import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from sae.errors import ConfigError, StoreError, TransientError
-from sae.store import layout
+from sae.errors import ConfigError, PipelineError
+from sae.store import layout, local
+from sae.store.staging import private_folder
 
 PROTOCOLS = ("file", "s3", "memory")
 
@@ -26,22 +28,30 @@ PROTOCOLS = ("file", "s3", "memory")
 class Storage:
     """One root: a folder, a bucket prefix or a memory file system. Paths are relative to the root, with `/`.
 
+    Every method raises TransientError when storage failed in a way that may pass, and StoreError when permission is
+    missing, the disk is full or the address cannot work.
+
     Args:
         root: a local path, `file://...`, `s3://bucket/prefix` or `memory://name`.
 
-    Raises: ConfigError for another protocol.
+    Raises: ConfigError for another protocol, and for an address with credentials or options in it.
     """
 
     def __init__(self, root: str) -> None:
-        protocol = root.split("://", 1)[0] if "://" in root else "file"
-        if protocol not in PROTOCOLS:
-            raise ConfigError(
-                f"root {root!r}: {protocol}:// has no exclusive create here, so a crash or a second run could corrupt "
-                f"stored data. Use a local folder, s3:// or (in one process) memory://."
-            )
-        self.protocol = protocol
+        self.protocol = _protocol(root)
+        if "://" in root:
+            root = f"{self.protocol}://{root.split('://', 1)[1]}"
+        self._failures: tuple[type[Exception], ...] = (OSError,)
+        self._s3: ModuleType | None = None
         # Listings are never cached: other processes write to the same root.
-        self.fs, self._base = fsspec.core.url_to_fs(root, use_listings_cache=False)
+        if self.protocol == "s3":
+            from sae.store import s3  # here, because its client takes a while to import
+
+            self._s3, self.fs = s3, s3.connect()
+            self._failures += s3.FAILURES
+            self._base = self.fs._strip_protocol(root)
+        else:
+            self.fs, self._base = fsspec.core.url_to_fs(root, use_listings_cache=False)
         if self.is_local:
             self._base = os.path.abspath(self._base)
         self.root = self._base if self.is_local else root.rstrip("/")
@@ -63,132 +73,205 @@ class Storage:
         return f"{self._base}/{path}" if path else self._base
 
     def exists(self, path: str) -> bool:
-        """Whether a file is there."""
-        return bool(self._retryable(self.fs.exists, self.full(path)))
+        """Whether a file is there. A folder is not a file."""
+        with self._errors(path):
+            try:
+                return bool(self.fs.info(self.full(path))["type"] == "file")
+            except (FileNotFoundError, NotADirectoryError):
+                return False
 
     def size(self, path: str) -> int:
         """Bytes of a file. Raises: StoreError when it is missing."""
-        return int(self._retryable(self.fs.info, self.full(path))["size"])
+        with self._errors(path):
+            return int(self.fs.info(self.full(path))["size"])
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Bytes of every file below `folder`, by path relative to it; empty when there is none. One listing on S3."""
+        place = self.full(folder)
+        with self._errors(folder):
+            if self.is_local:
+                found = local.sizes(Path(place))
+            else:
+                entries = self.fs.find(place, detail=True).items()
+                found = {str(name).removeprefix(place).lstrip("/"): int(entry["size"]) for name, entry in entries}
+        return {name: found[name] for name in sorted(found) if name and not _is_hidden(name)}
 
     def read_bytes(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
-        """The bytes [start, end) of a file, all of it by default. Raises: StoreError when it is missing."""
-        # By keyword: the third positional argument of s3fs' cat_file is a version id.
-        return bytes(self._retryable(self.fs.cat_file, self.full(path), start=start, end=end))
+        """The bytes [start, end) of a file, all of it by default; fewer where the file ends before.
+
+        Raises: StoreError when it is missing.
+        """
+        with self._errors(path):
+            try:
+                # By keyword: the third positional argument of s3fs' cat_file is a version id.
+                return bytes(self.fs.cat_file(self.full(path), start=start, end=end))
+            except OSError as err:
+                if self._s3 and self._s3.status(err) == 416:  # all of the range is behind the end
+                    return b""
+                raise
+
+    def read_if_there(self, path: str) -> bytes | None:
+        """All of a small file, or None when it is missing: one request where `exists` and `read_bytes` make three."""
+        whole = {"max_concurrency": 1} if self._s3 else {}  # s3fs: without asking for the size first
+        with self._errors(path):
+            try:
+                return bytes(self.fs.cat_file(self.full(path), **whole))
+            except (FileNotFoundError, NotADirectoryError):
+                return None
 
     def list(self, folder: str) -> list[str]:
-        """Names directly inside `folder`, sorted; empty when there is no such folder."""
-        try:
-            entries = self.fs.ls(self.full(folder), detail=False)
-        except FileNotFoundError:
-            return []
-        return sorted(str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in entries)
+        """Names directly inside `folder`, sorted; empty when there is no such folder. Dot names are not shown."""
+        place = self.full(folder)
+        with self._errors(folder):
+            try:
+                entries = [str(entry).rstrip("/") for entry in self.fs.ls(place, detail=False)]
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+        names = (entry.rsplit("/", 1)[-1] for entry in entries if entry.lstrip("/") != place.lstrip("/"))
+        return sorted(name for name in names if not _is_hidden(name))
 
-    def put_file(self, local: Path, path: str) -> None:
+    def put_file(self, file: Path, path: str) -> None:
         """Move a finished local file to `path`; readers see nothing or all of it. An existing file is replaced."""
-        if not self.is_local:
-            self._retryable(self.fs.put_file, str(local), self.full(path))
-            return
-        target = Path(self.full(path))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with open(local, "rb") as file:
-            os.fsync(file.fileno())
-        try:
-            os.replace(local, target)
-        except OSError:  # the staging folder is on another device
-            beside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-            shutil.copyfile(local, beside)
-            os.replace(beside, target)
-        _fsync_folder(target.parent)
+        with self._errors(path):
+            if self.is_local:
+                local.put(file, Path(self.full(path)))
+            elif self._s3:
+                self.fs.put_file(str(file), self.full(path), chunksize=self._s3.UPLOAD_BYTES)
+            else:
+                self.fs.put_file(str(file), self.full(path))
 
     def create_exclusive(self, path: str, data: bytes) -> bool:
         """Write `data` at `path` if nothing is there. Returns: False when somebody else was first.
 
-        Local: a finished temporary file is hard-linked into place. S3: a conditional PUT (If-None-Match).
+        Local: a finished file is hard-linked into place. S3: a conditional PUT (If-None-Match).
         """
         if self.is_local:
-            target = Path(self.full(path))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            attempt = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+            with self._errors(path), self.staging() as folder:
+                return local.create(Path(self.full(path)), data, scratch=folder)
+        with self._errors(path):
+            if self._s3:
+                return bool(self._s3.create(self.fs, self.full(path), data))
             try:
-                with open(attempt, "xb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.link(attempt, target)
+                self.fs.pipe_file(self.full(path), data, mode="create")
             except FileExistsError:
                 return False
-            finally:
-                attempt.unlink(missing_ok=True)
-            _fsync_folder(target.parent)
             return True
-        try:
-            self._retryable(self.fs.pipe_file, self.full(path), data, mode="create")
-        except FileExistsError:
-            return False
-        return True
 
     def replace(self, path: str, data: bytes) -> None:
         """Write `data` at `path`, atomically, whatever is there (checkpoint pointers, never commit records)."""
         with self.staging() as folder:
-            local = folder / "data"
-            local.write_bytes(data)
-            self.put_file(local, path)
+            (folder / "data").write_bytes(data)
+            self.put_file(folder / "data", path)
 
     def remove(self, path: str) -> None:
         """Delete one file if it is there."""
-        with contextlib.suppress(FileNotFoundError):
+        with self._errors(path), contextlib.suppress(FileNotFoundError, NotADirectoryError):
             self.fs.rm_file(self.full(path))
 
     def fetch(self, path: str, into: Path) -> Path:
-        """A local path that holds the file: itself on a local root, else a download inside `into`."""
+        """A local path that holds the file: itself on a local root, else a download inside `into`.
+
+        Raises: StoreError when it is missing; on a local root whoever opens it finds that out.
+        """
         if self.is_local:
             return Path(self.full(path))
-        local = into / Path(path).name
-        self._retryable(self.fs.get_file, self.full(path), str(local))
-        return local
+        copied = into / Path(path).name
+        with self._errors(path):
+            self.fs.get_file(self.full(path), str(copied))
+        return copied
 
     @contextlib.contextmanager
     def staging(self) -> Iterator[Path]:
-        """A private local folder for one attempt, removed afterwards. On a local root it is on the same device."""
-        parent = None
-        if self.is_local:
-            parent = Path(self.full(layout.STAGING))
-            parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=parent))
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        """A private local folder for one attempt, removed afterwards. On a local root it is on the same device.
+
+        Raises: StoreError when a write inside the block finds the disk full.
+        """
+        parent, prefix = self._scratch, "" if self.is_local else "sae-pipeline-"
+        with contextlib.ExitStack() as entered:
+            with self._errors(layout.STAGING):
+                local.make_folders(parent)
+                folder = entered.enter_context(private_folder(parent, prefix))
+            try:
+                yield folder
+            except Exception as err:
+                if local.is_disk_full(err):
+                    raise local.disk_full(err, parent) from err
+                raise
+
+    def free_bytes(self) -> int | None:
+        """Bytes that can still be written; None where nobody knows (a bucket)."""
+        return local.free_bytes(Path(self._base)) if self.is_local else None
 
     def check_writable(self) -> None:
-        """Write and delete a small file. Raises: ConfigError when the root cannot be written."""
+        """Write and delete a small file; see that a second create of it is refused.
+
+        Raises: ConfigError when the root cannot be written or its exclusive create is not exclusive.
+        """
+        probe = copy.copy(self)
+        if self._s3:  # a wrong address is known in seconds
+            probe.fs = self._s3.connect(patient=False)
         path = f"{layout.STAGING}/probe-{uuid.uuid4().hex}"
         try:
-            self.create_exclusive(path, b"ok")
-            self.remove(path)
-        except (OSError, TransientError, StoreError) as err:
+            exclusive = probe.create_exclusive(path, b"first") and not probe.create_exclusive(path, b"second")
+            probe.list(layout.STAGING)
+            probe.remove(path)
+        except PipelineError as err:
+            reason = str(err).removeprefix(f"{self.uri(path)}: ").rstrip(".")
             raise ConfigError(
-                f"root {self.root!r} cannot be written: {err}. Choose another with --root or execution.root."
+                f"root {self.root!r} cannot be written: {reason}. Choose another with --root or execution.root."
             ) from err
+        if not exclusive:
+            raise ConfigError(
+                f"root {self.root!r}: its storage overwrites what an exclusive create must leave alone (on S3: it "
+                f"ignores If-None-Match), so a second run could corrupt stored data. Use another root."
+            )
 
-    def _retryable(self, call: Any, path: str, *args: Any, **kwargs: Any) -> Any:
-        """Run a file-system call; name the path, and tell what is missing from what may pass."""
+    @contextlib.contextmanager
+    def _errors(self, path: str) -> Iterator[None]:
+        """Turn what a file system raises into our errors, with the place."""
         try:
-            return call(path, *args, **kwargs)
-        except FileNotFoundError as err:
-            raise StoreError(f"{path}: no such file") from err
-        except FileExistsError:
+            yield
+        except PipelineError:
             raise
-        except PermissionError as err:
-            raise StoreError(f"{path}: permission denied ({err})") from err
-        except OSError as err:
-            raise TransientError(f"{path}: {err}") from err
+        except self._failures as err:
+            raise self._as_error(err, path) from err
+
+    def _as_error(self, err: Exception, path: str) -> PipelineError:
+        error: PipelineError | None = self._s3.as_error(err, self.uri(path)) if self._s3 else None
+        return error or local.as_error(err, self.uri(path), self._scratch)
+
+    @property
+    def _scratch(self) -> Path:
+        """Where unfinished files lie."""
+        return Path(self.full(layout.STAGING)) if self.is_local else Path(tempfile.gettempdir())
 
 
-def _fsync_folder(folder: Path) -> None:
-    """Make a rename or a link inside `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _protocol(root: str) -> str:
+    """The protocol of a root. Raises: ConfigError when it cannot be used; no credentials are repeated in it."""
+    if "://" not in root:
+        if slip := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)", root):
+            raise ConfigError(f"root {slip[0]}...: an address begins with {slip[1].lower()}:// (two slashes)")
+        return "file"
+    protocol, rest = root.split("://", 1)
+    protocol = protocol.lower()
+    if protocol not in PROTOCOLS:
+        raise ConfigError(
+            f"root {protocol}://...: {protocol}:// has no exclusive create here, so a crash or a second run could "
+            f"corrupt stored data. Use a local folder, s3:// or (in one process) memory://."
+        )
+    if protocol == "s3":
+        bucket = rest.split("/", 1)[0]
+        if "@" in bucket or (":" in bucket and not bucket.startswith("arn:")) or "?" in rest:
+            raise ConfigError(
+                "root s3://...: an address holds a bucket and a prefix, never credentials or options (they would "
+                "end up in records and logs). Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, and "
+                "AWS_ENDPOINT_URL, in the environment."
+            )
+        if not bucket:
+            raise ConfigError("root s3://...: it names no bucket. Write s3://bucket/prefix.")
+    return protocol
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a path belongs to nobody's artefact: unfinished files, Prefect's results."""
+    return any(piece.startswith(".") for piece in name.split("/"))

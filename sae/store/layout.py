@@ -4,7 +4,8 @@
 <root>/<stage>/<fingerprint>/<content>/<file>       its files, under the digest of their content
 <root>/<stage>/<fingerprint>/part-00007.json        the commit record of one part
 <root>/<stage>/<fingerprint>/part-00007/<content>/<file>
-<root>/<stage>/<fingerprint>/checkpoints/...        work in progress: what a retry resumes from
+<root>/<stage>/<fingerprint>/*.json.damaged-xxxxxxxx   a damaged record, set aside when the artefact was computed again
+<root>/<stage>/<fingerprint>/checkpoints/<attempt>/ work in progress: what a retry resumes from
 <root>/.staging/<pid>-xxxx/                         one attempt's unfinished files
 """
 
@@ -23,11 +24,26 @@ def record_path(ref: str, part: int | None = None) -> str:
     return f"{ref}/record.json" if part is None else f"{ref}/part-{part:05d}.json"
 
 
+def damaged_path(record: str, digest: str) -> str:
+    """Where the damaged record at the path `record` is set aside. `digest`: of its bytes."""
+    return f"{record}.damaged-{digest}"
+
+
 def content_folder(ref: str, content: str, part: int | None = None) -> str:
     """Folder of the files that a record names. `content` is the digest of those files."""
     return f"{ref}/{content}" if part is None else f"{ref}/part-{part:05d}/{content}"
 
 
-def checkpoint_folder(ref: str) -> str:
-    """Folder of a training run's checkpoints; deleted after the commit."""
-    return f"{ref}/checkpoints"
+def checkpoint_folder(ref: str, attempt: str | None = None) -> str:
+    """Folder of the checkpoints of all training calls, or of one; deleted after the commit."""
+    return f"{ref}/checkpoints" if attempt is None else f"{ref}/checkpoints/{attempt}"
+
+
+def checkpoint_data(ref: str, attempt: str, step: int) -> str:
+    """The tensors of a checkpoint."""
+    return f"{checkpoint_folder(ref, attempt)}/step-{step:08d}.safetensors"
+
+
+def checkpoint_pointer(ref: str, attempt: str, step: int) -> str:
+    """The small file that makes a checkpoint count."""
+    return f"{checkpoint_folder(ref, attempt)}/step-{step:08d}.json"

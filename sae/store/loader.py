@@ -53,7 +53,10 @@ class Loader:
         return self
 
     def __next__(self) -> Tensor:
-        """The next batch. [at most batch_rows, d_in] float32"""
+        """The next batch. [at most batch_rows, d_in] float32
+
+        Raises: DamagedError as RowGroupReader.read_into, also for what was read ahead; the cursor stays before it.
+        """
         return next(self._batches)
 
     def close(self) -> None:
@@ -70,8 +73,9 @@ class Loader:
             epoch = self._epoch(self.cursor.epoch)
             streams = _Streams(self, epoch, self.cursor.batch)
             for batch in range(self.cursor.batch, epoch.n_body_batches):
+                x = self._to_float(streams.body_batch(batch))
                 self.cursor = Cursor(epoch=epoch.epoch, batch=batch + 1)
-                yield self._to_float(streams.body_batch(batch))
+                yield x
             if self.cursor.batch < epoch.n_batches:
                 tail = streams.tail()
                 order = epoch.tail_order()

@@ -1,7 +1,7 @@
 """Activation parts to arrays: raw row groups read straight into a reused buffer, checked against their hashes.
 
-The hash of the vectors decides what is trusted. When the bytes at the recorded offset do not match it, the file may
-have been re-written by another tool: it is decoded by pyarrow, and the decoded vectors must match instead.
+The recorded hash of the values decides what is trusted. When the bytes at the recorded offset do not match it, the
+file may have been re-written by another tool: it is decoded by pyarrow, and the decoded values must match instead.
 """
 
 import io
@@ -12,18 +12,24 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from sae.errors import StoreError
+from sae.errors import DamagedError, StoreError, TransientError
+from sae.store.files import stored_size
 from sae.store.filesystem import Storage
-from sae.store.snapshot import Snapshot, SnapshotPart, read_snapshot
+from sae.store.record import AGAIN
+from sae.store.snapshot import Snapshot, read_snapshot
+from sae.store.writer import IDENTITY
 
 __all__ = ["RowBlock", "RowGroupReader", "iter_rows", "read_snapshot"]
 
 logger = logging.getLogger(__name__)
 
 MAX_OPEN_FILES = 64
+UNDECODABLE = (pa.ArrowException, OSError, ValueError, LookupError, TypeError, MemoryError)
+"""What pyarrow raises for a file that is damaged. Storage's own errors are none of these and pass through it."""
 
 
 class RowBlock(NamedTuple):
@@ -45,6 +51,7 @@ class RowGroupReader:
     def __init__(self, storage: Storage, snapshot: Snapshot) -> None:
         self._storage, self._snapshot = storage, snapshot
         self._files: OrderedDict[int, int] = OrderedDict()
+        self._rewritten: set[int] = set()
 
     def read_into(self, part: int, group: int, out: np.ndarray) -> None:
         """Fill `out` [n_rows, d_in] (C-contiguous, stored dtype) with the vectors of one row group.
@@ -52,75 +59,182 @@ class RowGroupReader:
         Args:
             part: index of the part in the snapshot.
 
-        Raises: StoreError naming file, row group and offset when neither the raw page nor the decoded column has the
-            recorded hash.
+        Raises: DamagedError naming file, row group and offset when neither the raw page nor the decoded column has
+            the recorded hash; TransientError when the file cannot be read just now.
         """
-        entry = self._snapshot.parts[part]
-        place = entry.layout.row_groups[group]
+        place = self._snapshot.parts[part].layout.row_groups[group]
         buffer = out.reshape(-1).view(np.uint8).data
-        if self._read_raw(part, entry, place.offset, buffer) and xxhash.xxh3_64_hexdigest(buffer) == place.xxh3:
+        if self._read_raw(part, place.offset, buffer) and xxhash.xxh3_64_hexdigest(buffer) == place.xxh3:
             return
-        if self._decode(entry, group, out) and xxhash.xxh3_64_hexdigest(buffer) == place.xxh3:
-            logger.warning("%s: re-written by another tool; decoded, slower than a raw read", entry.path)
-            return
-        raise StoreError(
-            f"{self._storage.uri(entry.path)}: row group {group} ({len(buffer)} bytes at offset {place.offset}) does "
-            f"not have its recorded hash {place.xxh3}: the part is damaged. Delete it and its record "
-            f"({entry.ref}, part {entry.part}) and run again: it is recomputed."
-        )
+        decoded = self._decode(part, group, ("act",), place.n_rows * self._snapshot.d_in, out.dtype)
+        if decoded is not None:
+            out[:] = decoded.reshape(out.shape)
+            if xxhash.xxh3_64_hexdigest(buffer) == place.xxh3:
+                self._note_rewritten(part)
+                return
+        raise self._damaged(part, group, "vectors", len(buffer), place.offset, place.xxh3)
+
+    def read_identity(self, part: int, group: int) -> np.ndarray:
+        """Context, position and token id of the rows of one row group. [3, n_rows] int32
+
+        Raises: as read_into.
+        """
+        place = self._snapshot.parts[part].layout.row_groups[group]
+        out = np.empty((len(IDENTITY), place.n_rows), np.int32)
+        start = place.identity[0]
+        # Pages of one row group lie side by side: one read, with two page headers between the values.
+        span = bytearray(place.identity[-1] + out[0].nbytes - start)
+        if self._read_raw(part, start, memoryview(span)):
+            for column, offset in zip(out, place.identity, strict=True):
+                column[:] = np.frombuffer(span, np.int32, place.n_rows, offset - start)
+            if xxhash.xxh3_64_hexdigest(out.data) == place.identity_xxh3:
+                return out
+        decoded = self._decode(part, group, IDENTITY, place.n_rows, out.dtype)
+        if decoded is not None and xxhash.xxh3_64_hexdigest(decoded.data) == place.identity_xxh3:
+            self._note_rewritten(part)
+            return decoded
+        raise self._damaged(part, group, ", ".join(IDENTITY), len(span), start, place.identity_xxh3)
 
     def close(self) -> None:
         """Close the open files."""
         while self._files:
             os.close(self._files.popitem()[1])
 
-    def _read_raw(self, part: int, entry: SnapshotPart, offset: int, buffer: memoryview) -> bool:
+    def _damaged(self, part: int, group: int, what: str, n_bytes: int, offset: int, xxh3: str) -> DamagedError:
+        entry = self._snapshot.parts[part]
+        return DamagedError(
+            f"{self._storage.uri(entry.path)}: row group {group}: {what} ({n_bytes} bytes at offset {offset}) do not "
+            f"have their recorded hash {xxh3}: part {entry.part} of {entry.ref} is damaged. {AGAIN}",
+            entry.ref,
+            entry.part,
+        )
+
+    def _missing(self, part: int) -> DamagedError:
+        entry = self._snapshot.parts[part]
+        return DamagedError(
+            f"{self._storage.uri(entry.path)}: missing, though the snapshot {self._snapshot.ref} lists it as part "
+            f"{entry.part} of {entry.ref}. {AGAIN}",
+            entry.ref,
+            entry.part,
+        )
+
+    def _read_raw(self, part: int, offset: int, buffer: memoryview) -> bool:
+        """Fill `buffer` with the bytes at `offset`. Returns: False when the file ends before."""
+        path = self._snapshot.parts[part].path
         if not self._storage.is_local:
-            data = self._storage.read_bytes(entry.path, start=offset, end=offset + len(buffer))
-            if len(data) != len(buffer):
-                return False
-            buffer[:] = data
-            return True
-        descriptor = self._descriptor(part, entry)
+            return self._read_range(part, path, offset, buffer)
+        descriptor = self._descriptor(part, path)
         done = 0
         while done < len(buffer):  # one call reads at most 2 GiB
-            n_bytes = os.preadv(descriptor, [buffer[done:]], offset + done)
+            try:
+                n_bytes = os.preadv(descriptor, [buffer[done:]], offset + done)
+            except OSError as err:
+                raise TransientError(f"{self._storage.uri(path)}: {err}") from err
             if n_bytes == 0:
                 return False
             done += n_bytes
         return True
 
-    def _descriptor(self, part: int, entry: SnapshotPart) -> int:
+    def _read_range(self, part: int, path: str, offset: int, buffer: memoryview) -> bool:
+        try:
+            data = self._storage.read_bytes(path, start=offset, end=offset + len(buffer))
+        except StoreError:
+            if self._storage.exists(path):
+                raise
+            raise self._missing(part) from None
+        if len(data) != len(buffer):
+            return False
+        buffer[:] = data
+        return True
+
+    def _descriptor(self, part: int, path: str) -> int:
         if part in self._files:
             self._files.move_to_end(part)
             return self._files[part]
         if len(self._files) >= MAX_OPEN_FILES:
             os.close(self._files.popitem(last=False)[1])
         try:
-            self._files[part] = os.open(self._storage.full(entry.path), os.O_RDONLY)
-        except FileNotFoundError as err:
-            raise StoreError(
-                f"{self._storage.uri(entry.path)}: missing, though the snapshot {self._snapshot.ref} lists it. "
-                f"Delete its record ({entry.ref}, part {entry.part}) and run again: it is recomputed."
-            ) from err
+            self._files[part] = os.open(self._storage.full(path), os.O_RDONLY)
+        except (FileNotFoundError, NotADirectoryError):
+            raise self._missing(part) from None
+        except PermissionError as err:
+            raise StoreError(f"{self._storage.uri(path)}: permission denied ({err})") from err
+        except OSError as err:
+            raise TransientError(f"{self._storage.uri(path)}: {err}") from err
         return self._files[part]
 
-    def _decode(self, entry: SnapshotPart, group: int, out: np.ndarray) -> bool:
+    def _decode(
+        self, part: int, group: int, columns: Sequence[str], n_values: int, dtype: np.dtype
+    ) -> np.ndarray | None:
+        """The values of one recorded row group, found by row number: the file may be divided otherwise.
+
+        Returns: [len(columns), n_values], not to be trusted before its hash was compared; None when the file is no
+            readable Parquet file with as many values of that dtype.
+        """
+        entry = self._snapshot.parts[part]
+        n_bytes = stored_size(self._storage, entry.path)
+        if n_bytes is None:
+            return None
+        first = sum(place.n_rows for place in entry.layout.row_groups[:group])
+        n_rows = entry.layout.row_groups[group].n_rows
         try:
-            with pq.ParquetFile(self._open(entry)) as file:
-                column = file.read_row_group(group, columns=["act"])["act"].combine_chunks()
-            values = column.flatten().to_numpy(zero_copy_only=False)
-        except (OSError, ValueError, IndexError, KeyError):  # pyarrow's errors derive from these
-            return False
-        if values.size != out.size or values.dtype != out.dtype:
-            return False
-        out[:] = values.reshape(out.shape)
+            with pq.ParquetFile(_StoredFile(self._storage, entry.path, n_bytes)) as file:
+                sizes = [file.metadata.row_group(index).num_rows for index in range(file.metadata.num_row_groups)]
+                ends = np.cumsum(sizes)
+                groups = [i for i, size in enumerate(sizes) if ends[i] > first and ends[i] - size < first + n_rows]
+                table = file.read_row_groups(groups, columns=list(columns))
+            table = table.slice(first - int(ends[groups[0]] - sizes[groups[0]]), n_rows)
+            decoded = np.stack([_flat(table[name].combine_chunks()) for name in columns])
+        except UNDECODABLE:
+            return None
+        if decoded.shape != (len(columns), n_values) or decoded.dtype != dtype:
+            return None
+        return decoded
+
+    def _note_rewritten(self, part: int) -> None:
+        """Say once that a part is read the slow way."""
+        if part not in self._rewritten:
+            self._rewritten.add(part)
+            uri = self._storage.uri(self._snapshot.parts[part].path)
+            logger.warning("%s: re-written by another tool; decoded, slower than a raw read", uri)
+
+
+def _flat(column: pa.Array) -> np.ndarray:
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    values = column.flatten() if any(is_kind(column.type) for is_kind in lists) else column
+    return values.to_numpy(zero_copy_only=False)
+
+
+class _StoredFile(io.RawIOBase):
+    """A stored part as pyarrow reads it: footer and ranges, never the whole of it."""
+
+    def __init__(self, storage: Storage, path: str, n_bytes: int) -> None:
+        self._storage, self._path, self._n_bytes, self._position = storage, path, n_bytes, 0
+
+    def readable(self) -> bool:
         return True
 
-    def _open(self, entry: SnapshotPart) -> str | io.BytesIO:
-        if self._storage.is_local:
-            return self._storage.full(entry.path)
-        return io.BytesIO(self._storage.read_bytes(entry.path))
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._n_bytes}[whence]
+        if start + offset < 0:
+            raise ValueError(f"seek to {start + offset}")
+        self._position = start + offset
+        return self._position
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        end = min(self._position + len(buffer), self._n_bytes)
+        if end <= self._position:
+            return 0
+        data = self._storage.read_bytes(self._path, start=self._position, end=end)
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
 
 
 def iter_rows(storage: Storage, snapshot: Snapshot, parts: Sequence[int] | None = None) -> Iterator[RowBlock]:
@@ -129,19 +243,16 @@ def iter_rows(storage: Storage, snapshot: Snapshot, parts: Sequence[int] | None 
     Args:
         parts: indices of parts in the snapshot; all by default.
 
-    Raises: StoreError as RowGroupReader.read_into.
+    Raises: DamagedError as RowGroupReader.read_into.
     """
     reader = RowGroupReader(storage, snapshot)
     largest = max((n for groups in snapshot.row_groups for n in groups), default=0)
     buffer = np.empty((largest, snapshot.d_in), dtype=snapshot.dtype)
     try:
         for part in range(len(snapshot.parts)) if parts is None else parts:
-            entry = snapshot.parts[part]
-            with pq.ParquetFile(reader._open(entry)) as file:
-                for group, place in enumerate(entry.layout.row_groups):
-                    act = buffer[: place.n_rows]
-                    reader.read_into(part, group, act)
-                    table = file.read_row_group(group, columns=["seq", "pos", "token"])
-                    yield RowBlock(act, *(table[name].to_numpy() for name in ("seq", "pos", "token")))
+            for group, place in enumerate(snapshot.parts[part].layout.row_groups):
+                act = buffer[: place.n_rows]
+                reader.read_into(part, group, act)
+                yield RowBlock(act, *reader.read_identity(part, group))
     finally:
         reader.close()

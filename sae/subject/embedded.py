@@ -12,8 +12,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sae.errors import InputError, TrainingError
+from sae.errors import InputError, StopRequested, TrainingError
 from sae.progress import Progress, silent
+from sae.store.checkpoints import (
+    Checkpoints,
+    Position,
+    module_tensors,
+    new_attempt,
+    remove_checkpoints,
+    restore_module,
+)
 from sae.store.contexts import PADDING, Contexts, read_contexts
 from sae.store.filesystem import Storage
 from sae.store.order import philox
@@ -70,15 +78,23 @@ def train_tokenizer(
         return commit(storage, spec, folder, {"vocab_size": n_tokens}, seconds=time.perf_counter() - started)
 
 
-def train_embedded_lm(storage: Storage, spec: EmbeddedLMSpec, *, progress: Progress = silent) -> Record:
+def train_embedded_lm(
+    storage: Storage, spec: EmbeddedLMSpec, *, checkpoint_every_steps: int = 200, progress: Progress = silent
+) -> Record:
     """Train the language model and save it with its tokenizer as the Auto classes read them.
 
     The record's metrics hold the losses on held-out text, in nats per token, and what counting tokens achieves on the
-    same positions (`sae.subject.baselines`).
+    same positions (`sae.subject.baselines`). An interrupted training goes on from its newest checkpoint and ends with
+    the same bytes.
+
+    Args:
+        checkpoint_every_steps: 0 writes none.
+        progress: called after every step; may raise StopRequested, and a checkpoint of that step is written.
 
     Raises:
         InputError: the corpus has no training context.
         TrainingError: the loss is not finite.
+        StopRequested: as told by `progress`.
     """
     started = time.perf_counter()
     train = read_contexts(storage, spec.tokens, "train")
@@ -87,7 +103,8 @@ def train_embedded_lm(storage: Storage, spec: EmbeddedLMSpec, *, progress: Progr
         raise InputError(f"{spec.tokens}: no training context. Add text to corpus.segments or lower heldout_fraction.")
     vocab_size = int(require_record(storage, spec.tokens).metrics["vocab_size"])
     model = new_model(spec.config, vocab_size, context_tokens=train.tokens.shape[1], seed=spec.seed)
-    train_model(model, spec, train, progress)
+    checkpoints = Checkpoints(storage, spec.ref, Position, new_attempt())
+    train_model(model, spec, train, checkpoints, checkpoint_every_steps, progress)
     n_tokens = spec.config.n_steps * spec.config.batch_contexts * train.tokens.shape[1]
     metrics: dict[str, Any] = {
         "class": type(model).__name__,
@@ -107,7 +124,9 @@ def train_embedded_lm(storage: Storage, spec: EmbeddedLMSpec, *, progress: Progr
             model.save_pretrained(folder)
         with local_files(storage, require_record(storage, spec.tokenizer)) as tokenizer:
             shutil.copytree(tokenizer, folder, dirs_exist_ok=True)
-        return commit(storage, spec, folder, metrics, seconds=time.perf_counter() - started)
+        record = commit(storage, spec, folder, metrics, seconds=time.perf_counter() - started)
+    remove_checkpoints(storage, spec.ref)
+    return record
 
 
 def new_model(config: EmbeddedLM, vocab_size: int, context_tokens: int, seed: int) -> Any:
@@ -135,10 +154,20 @@ def new_model(config: EmbeddedLM, vocab_size: int, context_tokens: int, seed: in
     return model.eval()
 
 
-def train_model(model: Any, spec: EmbeddedLMSpec, train: Contexts, progress: Progress) -> None:
-    """AdamW with weight decay on the matrices, gradient norm clipped at 1; in place.
+def train_model(
+    model: Any,
+    spec: EmbeddedLMSpec,
+    train: Contexts,
+    checkpoints: Checkpoints[Position],
+    checkpoint_every_steps: int,
+    progress: Progress,
+) -> None:
+    """AdamW with weight decay on the matrices, gradient norm clipped at 1; in place, from the newest checkpoint on.
 
-    Raises: TrainingError when the loss is not finite.
+    A checkpoint is model, moments and step: rows and learning rate follow from the step, and nothing is drawn (the
+    model has no dropout).
+
+    Raises: TrainingError when the loss is not finite; StopRequested from `progress`, once a checkpoint is written.
     """
     config = spec.config
     parameters = list(model.parameters())
@@ -147,23 +176,33 @@ def train_model(model: Any, spec: EmbeddedLMSpec, train: Contexts, progress: Pro
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=ADAM_BETAS, fused=True)
+    resumed = checkpoints.load(lambda tensors, position: restore_module(model, optimizer, tensors, position.step))
+    start = resumed.step if resumed is not None else 0
     model.train()
-    batches = batch_indices(len(train), config.batch_contexts, spec.seed)
-    for step, rows in enumerate(itertools.islice(batches, config.n_steps)):
+    batches = batch_indices(len(train), config.batch_contexts, spec.seed, start)
+    for step in range(start + 1, config.n_steps + 1):
         for group in optimizer.param_groups:
-            group["lr"] = config.lr * lr_factor(step, config)
+            group["lr"] = config.lr * lr_factor(step - 1, config)
         optimizer.zero_grad(set_to_none=True)
-        loss = next_token_losses(model, *_inputs(train, rows)).mean()
+        loss = next_token_losses(model, *_inputs(train, next(batches))).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, GRADIENT_CLIP)
         optimizer.step()
-        if step % 50 == 49 or step + 1 == config.n_steps:
-            value = float(loss.detach())
-            if not np.isfinite(value):
-                raise TrainingError(
-                    f"the subject's loss is {value} at step {step + 1}. Lower subject.lr ({config.lr})."
-                )
-            progress(step + 1, config.n_steps, "steps", f"loss {value:.2f}")
+        value = float(loss.detach())
+        if not np.isfinite(value):
+            raise TrainingError(f"the subject's loss is {value} at step {step}. Lower subject.lr ({config.lr}).")
+        here = Position(step=step)
+        if checkpoint_every_steps and step % checkpoint_every_steps == 0:
+            checkpoints.save(module_tensors(model, optimizer), here)
+        try:
+            progress(step, config.n_steps, "steps", f"loss {value:.2f}")
+        except StopRequested as err:
+            kept = "without a checkpoint, as none were asked for"
+            if checkpoint_every_steps:
+                checkpoints.save(module_tensors(model, optimizer), here)
+                kept = "the same call goes on from there"
+            message = f"{err}: training the subject stopped at step {step} of {config.n_steps}, {kept}"
+            raise StopRequested(message) from err
     model.eval()
 
 
@@ -176,11 +215,20 @@ def lr_factor(step: int, config: EmbeddedLM) -> float:
     return warmup * (config.n_steps - step) / (config.n_steps - decay_start)
 
 
-def batch_indices(n_contexts: int, batch_contexts: int, seed: int) -> Iterator[np.ndarray]:
-    """Indices of the contexts of every batch, for ever: each epoch is a permutation, batches run on across epochs."""
-    order = (index for epoch in itertools.count() for index in philox("subject", seed, epoch).permutation(n_contexts))
-    while True:
-        yield np.fromiter(order, np.int64, batch_contexts)
+def batch_indices(n_contexts: int, batch_contexts: int, seed: int, start: int = 0) -> Iterator[np.ndarray]:
+    """Indices of the contexts of every batch, for ever: each epoch is a permutation, batches run on across epochs.
+
+    Args:
+        start: the number of the first batch to yield; those before it are not walked through.
+    """
+    first, skipped = divmod(start * batch_contexts, n_contexts)
+    rest = np.empty(0, np.int64)
+    for epoch in itertools.count(first):
+        order = philox("subject", seed, epoch).permutation(n_contexts)
+        rest = np.concatenate([rest, order[skipped:] if epoch == first else order])
+        while len(rest) >= batch_contexts:
+            yield rest[:batch_contexts]
+            rest = rest[batch_contexts:]
 
 
 def next_token_losses(model: Any, tokens: Tensor, targets: Tensor) -> Tensor:

@@ -1,12 +1,15 @@
 """How an SAE is trained. Derived settings come with their formula and source."""
 
 import math
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from sae.architectures.config import SAEConfig
 from sae.config import FrozenConfig, Ref, Spec
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+"""How much of a running mean each step keeps."""
 
 
 class TrainConfig(FrozenConfig):
@@ -27,7 +30,7 @@ class TrainConfig(FrozenConfig):
     """Share of the steps in which the learning rate rises linearly."""
     decay_fraction: float = Field(0.2, ge=0, le=1)
     """Share of the steps, at the end, in which it falls linearly to zero."""
-    adam_betas: tuple[float, float] = (0.9, 0.99)
+    adam_betas: tuple[Beta, Beta] = (0.9, 0.99)
     init: Literal["tied", "farthest_point", "density", "default"] = "tied"
     """tied: random unit directions, encoder = 0.5 decoder^T. farthest_point: decoder rows are centred data directions
     far from each other, encoder = decoder^T. density: the same, densest directions about the median first. default:

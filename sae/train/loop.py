@@ -1,22 +1,25 @@
 """Train the SAEs of a sweep side by side: one pass over the store, one optimizer each."""
 
+import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from sae.errors import ConfigError, TrainingError
+from sae.errors import ConfigError, StopRequested, TrainingError
 from sae.progress import Progress, silent
 from sae.store import records
+from sae.store.checkpoints import Checkpoints, new_attempt, remove_checkpoints
 from sae.store.filesystem import Storage
 from sae.store.loader import open_loader
+from sae.store.order import Cursor
 from sae.store.reader import read_snapshot
 from sae.store.records import Record
 from sae.store.snapshot import Snapshot
-from sae.train.checkpoint import load_checkpoint, save_checkpoint
+from sae.train.checkpoint import RunPosition, load_checkpoint, save_checkpoint
 from sae.train.config import SAESpec
 from sae.train.curve import CURVE_FILE
 from sae.train.init import SAMPLE_ROWS
@@ -42,10 +45,12 @@ def train_saes(
 
     Args:
         checkpoint_every_steps: 0 writes none.
+        progress: may raise StopRequested; every unfinished SAE then gets a checkpoint of the step it is at.
 
     Returns: the commit records, in the order of `specs`.
     Raises: ConfigError when the specs do not belong together; TrainingError when the data has no variance, or a loss
-        was not finite (the other SAEs are finished first); StoreError when the snapshot is not there or damaged.
+        was not finite (the other SAEs are finished first); StoreError when the snapshot is not there or damaged;
+        StopRequested as told by `progress`.
     """
     started = time.perf_counter()
     first = _check_one_sweep(specs)
@@ -55,36 +60,90 @@ def train_saes(
     sample = None
     if any(TrainingRun.wants_sample(spec.config) for spec in specs):
         sample = _first_rows(storage, snapshot, first)
-    runs = [_new_run(spec, moments, sample, device) for spec in specs]
-    cursors = [load_checkpoint(storage, spec.ref, run) for spec, run in zip(specs, runs, strict=True)]
-    step, slowest = min((run.state.step, i) for i, run in enumerate(runs))
-    n_steps = max(run.n_steps for run in runs)
+    attempt = new_attempt()
+    members = [_Member(storage, spec, _new_run(spec, moments, sample, device), attempt) for spec in specs]
+    slowest = min(members, key=lambda member: member.run.state.step)
+    step, n_steps = slowest.run.state.step, max(member.run.n_steps for member in members)
 
-    done: dict[str, Record] = {}
-    failed: TrainingError | None = None
-    loader = open_loader(storage, snapshot, first.config.batch_rows, first.order_seed, cursors[slowest])
+    loader = open_loader(storage, snapshot, first.config.batch_rows, first.order_seed, slowest.cursor)
     try:
-        while step < n_steps:
+        while any(member.unfinished for member in members):
             x = next(loader)
-            for spec, run in zip(specs, runs, strict=True):
-                if run.state.step != step or run.finished:  # ahead of the others after a resume, or at its end
+            for member in members:
+                if not member.is_at(step):
                     continue
-                try:
-                    run.advance(x)
-                    if run.finished:
-                        done[spec.ref] = _commit(storage, spec, run, time.perf_counter() - started)
-                    elif checkpoint_every_steps and run.state.step % checkpoint_every_steps == 0:
-                        save_checkpoint(storage, spec.ref, run, loader.cursor)
-                except TrainingError as err:  # one SAE that diverges does not stop the others
-                    logger.error("%s: %s", spec.ref, err)
-                    failed = failed or TrainingError(f"{spec.ref} ({spec.config.sae!r}): {err}")
+                with member.keeping_its_error():
+                    member.run.advance(x)
+                    if member.run.finished:
+                        member.commit(time.perf_counter() - started)
+                    elif checkpoint_every_steps and member.run.state.step % checkpoint_every_steps == 0:
+                        save_checkpoint(member.checkpoints, member.run, loader.cursor)
             step += 1
-            progress(step, n_steps, "steps", _note(runs))
+            try:
+                progress(step, n_steps, "steps", _note(members))
+            except StopRequested as err:
+                if any(member.unfinished for member in members):
+                    raise _stopped(err, step, n_steps, members, loader.cursor, bool(checkpoint_every_steps)) from err
     finally:
         loader.close()
-    if failed is not None:
-        raise failed
-    return [done[spec.ref] for spec in specs]
+    for member in members:
+        if member.error is not None:
+            raise member.error
+    return [member.record for member in members if member.record is not None]
+
+
+class _Member:
+    """One SAE of a sweep, brought to its newest checkpoint.
+
+    Attributes:
+        cursor: the batch that it sees next, after a resume.
+        record: once it is committed.
+        error: once it has diverged.
+    """
+
+    def __init__(self, storage: Storage, spec: SAESpec, run: TrainingRun, attempt: str) -> None:
+        self.spec, self.run, self._storage = spec, run, storage
+        self.checkpoints = Checkpoints(storage, spec.ref, RunPosition, attempt)
+        self.cursor = load_checkpoint(self.checkpoints, run)
+        self.record: Record | None = None
+        self.error: TrainingError | None = None
+
+    @property
+    def unfinished(self) -> bool:
+        return self.record is None and self.error is None
+
+    def is_at(self, step: int) -> bool:
+        """Whether it takes part in this step; after a resume it may be ahead of the others."""
+        return self.unfinished and self.run.state.step == step
+
+    @contextlib.contextmanager
+    def keeping_its_error(self) -> Iterator[None]:
+        """An SAE that diverges does not stop the others: its error is raised after their end."""
+        try:
+            yield
+        except TrainingError as err:
+            logger.error("%s: %s", self.spec.ref, err)
+            self.error = TrainingError(f"{self.spec.ref} ({self.spec.config.sae!r}): {err}")
+
+    def commit(self, seconds: float) -> None:
+        with self._storage.staging() as folder:
+            save_sae(self.run.result(), folder, {"hook_name": self.spec.config.hook_point})
+            pq.write_table(self.run.curve.table(), folder / CURVE_FILE)
+            self.record = records.commit(self._storage, self.spec, folder, self.run.metrics(), seconds=seconds)
+        remove_checkpoints(self._storage, self.spec.ref)
+
+
+def _stopped(
+    err: StopRequested, step: int, n_steps: int, members: Sequence[_Member], cursor: Cursor, save: bool
+) -> StopRequested:
+    """Save what is unfinished. Returns: the error that says so, and what went wrong before."""
+    for member in members:
+        if save and member.is_at(step):
+            with member.keeping_its_error():
+                save_checkpoint(member.checkpoints, member.run, cursor)
+    kept = "the same call goes on from there" if save else "without a checkpoint, as none were asked for"
+    errors = [str(member.error) for member in members if member.error is not None]
+    return StopRequested("; ".join([f"{err}: training stopped at step {step} of {n_steps}, {kept}", *errors]))
 
 
 def _check_one_sweep(specs: Sequence[SAESpec]) -> SAESpec:
@@ -119,15 +178,7 @@ def _first_rows(storage: Storage, snapshot: Snapshot, spec: SAESpec) -> Tensor:
     return torch.cat(batches)[:wanted]
 
 
-def _commit(storage: Storage, spec: SAESpec, run: TrainingRun, seconds: float) -> Record:
-    with storage.staging() as folder:
-        save_sae(run.result(), folder, {"hook_name": spec.config.hook_point})
-        pq.write_table(run.curve.table(), folder / CURVE_FILE)
-        record = records.commit(storage, spec, folder, run.metrics(), seconds=seconds)
-    records.remove_checkpoints(storage, spec.ref)
-    return record
-
-
-def _note(runs: Sequence[TrainingRun]) -> str:
+def _note(members: Sequence[_Member]) -> str:
     """The FVU of every SAE, as last measured."""
-    return "fvu " + " ".join(f"{run.curve.last['fvu']:.3f}" if run.curve.rows else "-" for run in runs)
+    curves = [member.run.curve for member in members]
+    return "fvu " + " ".join(f"{curve.last['fvu']:.3f}" if curve.rows else "-" for curve in curves)

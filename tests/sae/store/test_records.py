@@ -6,32 +6,11 @@ from typing import ClassVar
 
 import pytest
 
-from sae.config import Ref, Spec
-from sae.errors import ConfigError, StoreError
+from sae.errors import ConfigError, DamagedError, StoreError
 from sae.store import layout
 from sae.store.filesystem import Storage
-from sae.store.records import Record, commit, local_files, read_record, require_record, verify
-
-
-class ThingSpec(Spec):
-    stage: ClassVar[str] = "things"
-    code_version: ClassVar[int] = 1
-    size: int
-    source: Ref = "sources/0123456789abcdef"
-    more: tuple[Ref, ...] = ("sources/aaaaaaaaaaaaaaaa",)
-
-
-def make(storage: Storage, spec: Spec, files: dict[str, bytes], part: int | None = None) -> Record:
-    with storage.staging() as folder:
-        for name, data in files.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(data)
-        return commit(storage, spec, folder, {"n": len(files)}, seconds=1.0, part=part)
-
-
-@pytest.fixture(params=["disk", "memory"])
-def any_storage(request: pytest.FixtureRequest, storage: Storage, memory_storage: Storage) -> Storage:
-    return storage if request.param == "disk" else memory_storage
+from sae.store.records import is_intact, local_files, read_record, require_record, verify
+from tests.sae.store.things import ThingSpec, make
 
 
 def test_an_artefact_exists_when_its_record_does(any_storage: Storage) -> None:
@@ -53,24 +32,6 @@ def test_a_second_writer_with_equal_bytes_changes_nothing(any_storage: Storage) 
     assert verify(any_storage, first) == []
 
 
-def test_a_second_writer_with_other_bytes_is_refused_and_leaves_no_file(any_storage: Storage) -> None:
-    first = make(any_storage, ThingSpec(size=1), {"a": b"one"})
-    with pytest.raises(StoreError, match=r"other bytes .*recorded: .* threads"):
-        make(any_storage, ThingSpec(size=1), {"a": b"two"})
-    assert require_record(any_storage, ThingSpec(size=1).ref) == first
-    assert any_storage.read_bytes(first.path("a")) == b"one"
-    contents = [name for name in any_storage.list(first.ref) if name not in ("record.json", first.content)]
-    assert not any(any_storage.list(f"{first.ref}/{name}") for name in contents)
-
-
-def test_recomputing_restores_a_deleted_file_under_its_name(any_storage: Storage) -> None:
-    record = make(any_storage, ThingSpec(size=1), {"a": b"data"})
-    any_storage.remove(record.path("a"))
-    assert verify(any_storage, record) == [f"{any_storage.uri(record.path('a'))}: missing"]
-    make(any_storage, ThingSpec(size=1), {"a": b"data"})
-    assert verify(any_storage, record) == []
-
-
 def test_verify_finds_a_flipped_byte_and_a_truncation(storage: Storage) -> None:
     record = make(storage, ThingSpec(size=1), {"a": b"hello", "b": b"world"})
     Path(storage.full(record.path("a"))).write_bytes(b"hellO")
@@ -78,8 +39,22 @@ def test_verify_finds_a_flipped_byte_and_a_truncation(storage: Storage) -> None:
     problems = verify(storage, record)
     assert "differs from the recorded hash" in problems[0]
     assert "3 bytes, recorded 5" in problems[1]
-    with pytest.raises(StoreError, match="3 bytes, but its commit record says 5"), local_files(storage, record):
-        pass
+
+
+def test_verify_looks_at_parts_and_at_the_records_themselves(any_storage: Storage) -> None:
+    spec = ThingSpec(size=1)
+    record = make(any_storage, spec, {"a": b"plan"})
+    part = make(any_storage, spec, {"a": b"part"}, part=3)
+    make(any_storage, spec, {"a": b"other part"}, part=4)
+    assert verify(any_storage, record) == []
+    any_storage.remove(part.path("a"))
+    assert verify(any_storage, record) == verify(any_storage, part) == [f"{any_storage.uri(part.path('a'))}: missing"]
+    any_storage.replace(layout.record_path(spec.ref, 4), b"{")
+    any_storage.remove(layout.record_path(spec.ref))
+    problems = verify(any_storage, record)
+    assert len(problems) == 3
+    assert "record.json: missing" in problems[0]
+    assert "part-00004.json: the commit record is damaged" in problems[2]
 
 
 def test_parts_have_records_of_their_own(any_storage: Storage) -> None:
@@ -91,22 +66,25 @@ def test_parts_have_records_of_their_own(any_storage: Storage) -> None:
     assert [any_storage.read_bytes(record.path("a")) for record in records] == [b"0", b"1"]
 
 
-def test_a_damaged_record_is_an_error_that_names_it(storage: Storage) -> None:
+def test_a_newer_format_is_refused_before_anything_else_is_read(storage: Storage) -> None:
     spec = ThingSpec(size=1)
     make(storage, spec, {"a": b"x"})
     path = Path(storage.full(layout.record_path(spec.ref)))
-    path.write_text(path.read_text()[:50])
-    with pytest.raises(StoreError, match=r"record\.json: not a readable commit record"):
-        read_record(storage, spec.ref)
+    path.write_text(json.dumps({"format": 2, "whatever": "it says then"}))
+    for use in (read_record, is_intact):
+        with pytest.raises(StoreError, match=r"format 2, this version reads up to 1\. Use a newer") as error:
+            use(storage, spec.ref)
+        assert not isinstance(error.value, DamagedError)
+    with pytest.raises(StoreError, match="format 2"):
+        make(storage, spec, {"a": b"x"})
 
 
-def test_a_newer_format_is_refused(storage: Storage) -> None:
+def test_a_record_of_the_wrong_place_is_damaged(storage: Storage) -> None:
     spec = ThingSpec(size=1)
-    make(storage, spec, {"a": b"x"})
-    path = Path(storage.full(layout.record_path(spec.ref)))
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
-    with pytest.raises(StoreError, match="format 99"):
-        read_record(storage, spec.ref)
+    make(storage, spec, {"a": b"x"}, part=1)
+    storage.replace(layout.record_path(spec.ref, 2), storage.read_bytes(layout.record_path(spec.ref, 1)))
+    with pytest.raises(DamagedError, match=r"part-00002\.json.*it is the record of .*, part 1"):
+        read_record(storage, spec.ref, 2)
 
 
 def test_identity_follows_content_and_code_version_only() -> None:

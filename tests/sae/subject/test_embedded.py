@@ -1,4 +1,5 @@
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -6,10 +7,12 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sae.errors import InputError, TrainingError
+from sae.errors import InputError, StopRequested, TrainingError
 from sae.extract.config import TokensSpec
+from sae.store import layout
 from sae.store.contexts import Contexts, write_contexts
 from sae.store.filesystem import Storage
+from sae.store.order import philox
 from sae.store.records import commit, local_files, read_record
 from sae.subject.baselines import ngram_losses
 from sae.subject.config import EmbeddedLM, EmbeddedLMSpec, TokenizerSpec
@@ -127,6 +130,87 @@ def test_loss_that_is_not_finite_ends_training(storage):
         train_embedded_lm(storage, make_spec(storage, n_steps=50, lr=1e30))
 
 
+class Interrupted(Exception):
+    """Ends training as a kill would: nothing is saved."""
+
+
+def end_at(step: int, error: type[Exception]) -> Callable[..., None]:
+    def progress(done: int, *_: object) -> None:
+        if done == step:
+            raise error("asked to stop")
+
+    return progress
+
+
+def checkpoint_files(storage: Storage, spec: EmbeddedLMSpec) -> list[list[str]]:
+    folder = layout.checkpoint_folder(spec.ref)
+    return [storage.list(f"{folder}/{attempt}") for attempt in storage.list(folder)]
+
+
+@pytest.mark.parametrize("memory", [False, True])
+def test_interrupted_training_ends_with_the_bytes_of_an_uninterrupted_one(memory, storage, memory_storage):
+    expected = train_embedded_lm(storage, make_spec(storage, n_steps=40), checkpoint_every_steps=0)
+    broken = memory_storage if memory else Storage(f"{storage.root}-broken")
+    spec = make_spec(broken, n_steps=40)
+    for error, step, resumed in (
+        (Interrupted, 9, 1),
+        (StopRequested, 13, 6),  # an epoch has 12.5 batches
+        (Interrupted, 24, 14),
+        (StopRequested, 26, 21),
+        (StopRequested, 39, 27),
+        (Interrupted, 40, 40),
+    ):
+        done: list[int] = []
+        end = end_at(step, error)
+
+        def progress(at: int, *_: object, done: list[int] = done, end: Callable[..., None] = end) -> None:
+            done.append(at)
+            end(at)
+
+        with pytest.raises(error):
+            train_embedded_lm(broken, spec, checkpoint_every_steps=5, progress=progress)
+        assert done == list(range(resumed, step + 1))
+    record = train_embedded_lm(broken, spec, checkpoint_every_steps=5)
+    assert (record.ref, record.content, record.metrics) == (expected.ref, expected.content, expected.metrics)
+    assert not any(checkpoint_files(broken, spec))
+
+
+def test_a_stop_says_the_step_and_what_was_kept(storage):
+    spec = make_spec(storage, n_steps=40)
+    with pytest.raises(StopRequested, match="stopped at step 7 of 40, without a checkpoint"):
+        train_embedded_lm(storage, spec, checkpoint_every_steps=0, progress=end_at(7, StopRequested))
+    assert checkpoint_files(storage, spec) == []
+    with pytest.raises(StopRequested, match=r"asked to stop: .* stopped at step 7 of 40, the same call goes on"):
+        train_embedded_lm(storage, spec, progress=end_at(7, StopRequested))
+    assert checkpoint_files(storage, spec) == [["step-00000007.json", "step-00000007.safetensors"]]
+
+
+def test_a_stop_at_the_last_step_leaves_only_the_commit_to_do(storage):
+    spec = make_spec(storage, n_steps=6)
+    with pytest.raises(StopRequested):
+        train_embedded_lm(storage, spec, progress=end_at(6, StopRequested))
+    done: list[int] = []
+    record = train_embedded_lm(storage, spec, progress=lambda at, *_: done.append(at))
+    assert done == []
+    again = Storage(f"{storage.root}-again")
+    assert record.content == train_embedded_lm(again, make_spec(again, n_steps=6)).content
+
+
+def test_a_damaged_checkpoint_of_the_subject_is_passed_over(storage, caplog):
+    spec = make_spec(storage, n_steps=20)
+    with pytest.raises(Interrupted):
+        train_embedded_lm(storage, spec, checkpoint_every_steps=4, progress=end_at(13, Interrupted))
+    (attempt,) = storage.list(layout.checkpoint_folder(spec.ref))
+    path = layout.checkpoint_data(spec.ref, attempt, 12)
+    storage.replace(path, storage.read_bytes(path)[:-1])
+    done: list[int] = []
+    record = train_embedded_lm(storage, spec, checkpoint_every_steps=4, progress=lambda at, *_: done.append(at))
+    assert done[0] == 9
+    assert "step-00000012.json is passed over" in caplog.text
+    again = Storage(f"{storage.root}-again")
+    assert record.content == train_embedded_lm(again, make_spec(again, n_steps=20)).content
+
+
 def test_padding_is_neither_input_nor_target_of_the_loss():
     model = new_model(EmbeddedLM(**TINY), 300, CONTEXT, seed=0)
     full = cyclic_contexts(3)
@@ -142,6 +226,23 @@ def test_every_epoch_has_every_context_once():
     drawn = np.concatenate([next(batches) for _ in range(10)]).reshape(4, 10)
     assert all(sorted(epoch) == list(range(10)) for epoch in drawn)
     assert not np.array_equal(drawn[0], drawn[1])
+
+
+@pytest.mark.parametrize(("n_contexts", "batch_contexts"), [(10, 4), (7, 7), (3, 8), (1, 1)])
+def test_batches_can_begin_anywhere_and_are_drawn_in_one_order(n_contexts, batch_contexts):
+    order = itertools.chain.from_iterable(
+        philox("subject", 5, epoch).permutation(n_contexts) for epoch in itertools.count()
+    )
+    expected = [list(itertools.islice(order, batch_contexts)) for _ in range(12)]
+    for start in range(10):
+        batches = batch_indices(n_contexts, batch_contexts, seed=5, start=start)
+        assert [next(batches).tolist() for _ in range(start, 12)] == expected[start:]
+
+
+def test_a_batch_far_away_is_found_without_walking_there():
+    # A billion contexts lie before it: walking would take hours.
+    batch = next(batch_indices(8, 4, seed=0, start=250_000_000))
+    assert batch.tolist() == philox("subject", 0, 125_000_000).permutation(8)[:4].tolist()
 
 
 def test_learning_rate_rises_stays_and_falls_to_zero():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sae.architectures import StandardConfig, TopKConfig
-from sae.errors import ConfigError, StoreError, TrainingError
+from sae.errors import ConfigError, StopRequested, StoreError, TrainingError
 from sae.metrics import ReconstructionSums
 from sae.store import layout
 from sae.store.filesystem import Storage
@@ -71,6 +71,24 @@ def _interrupt_at(step: int) -> Callable[..., None]:
             raise Interrupted
 
     return progress
+
+
+def _stop_at(*steps: int) -> Callable[..., None]:
+    def progress(done: int, total: int, unit: str, note: str = "") -> None:
+        if done in steps:
+            raise StopRequested("asked to stop")
+
+    return progress
+
+
+def _checkpoints(storage: Storage, spec: SAESpec) -> dict[str, list[str]]:
+    """Attempt -> the names of its files."""
+    folder = layout.checkpoint_folder(spec.ref)
+    return {attempt: storage.list(f"{folder}/{attempt}") for attempt in storage.list(folder)}
+
+
+def _pairs(*steps: int) -> list[str]:
+    return [f"step-{step:08d}.{ending}" for step in steps for ending in ("json", "safetensors")]
 
 
 def _fresh(tmp_path: Path, name: str, make_snapshot: MakeSnapshot) -> tuple[Storage, Snapshot]:
@@ -172,9 +190,9 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     broken, _ = _fresh(tmp_path, "broken", make_snapshot)
     with pytest.raises(Interrupted):
         train_saes(broken, [spec], checkpoint_every_steps=3, progress=_interrupt_at(10))
-    folder = layout.checkpoint_folder(spec.ref)
-    checkpoints = [f"step-{step:08d}.{ending}" for step in (6, 9) for ending in ("json", "safetensors")]
-    assert broken.list(folder) == ["metrics.parquet", *checkpoints]
+    ((attempt, names),) = _checkpoints(broken, spec).items()
+    assert names == ["metrics.parquet", *_pairs(6, 9)]
+    folder = f"{layout.checkpoint_folder(spec.ref)}/{attempt}"
     assert pq.read_table(broken.full(f"{folder}/metrics.parquet"))["step"].to_pylist() == list(range(1, 10))
     newest = f"{folder}/step-00000009.safetensors"
     data = bytearray(broken.read_bytes(newest))
@@ -190,8 +208,106 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     done: list[int] = []
     (record,) = train_saes(broken, [spec], checkpoint_every_steps=3, progress=lambda done_, *_: done.append(done_))
     assert done[0] == 7
-    assert "cannot be used" in caplog.text
+    assert "step-00000009.json is passed over" in caplog.text
     assert _bytes(broken, record) == _bytes(storage, expected)
+
+
+def test_a_stop_at_any_step_saves_that_step(
+    storage: Storage, snapshot: Snapshot, tmp_path: Path, make_snapshot: MakeSnapshot
+) -> None:
+    specs = _sweep(snapshot)
+    expected = train_saes(storage, specs, checkpoint_every_steps=0)
+    stopped, _ = _fresh(tmp_path, "stopped", make_snapshot)
+    for step in range(1, 10):
+        done: list[int] = []
+
+        def progress(at: int, *_: object, done: list[int] = done) -> None:
+            done.append(at)
+            raise StopRequested("asked to stop")
+
+        with pytest.raises(
+            StopRequested, match=rf"asked to stop: training stopped at step {step} of 20, the same call"
+        ):
+            train_saes(stopped, specs, checkpoint_every_steps=100, progress=progress)
+        assert done == [step]
+    for record, reference in zip(train_saes(stopped, specs, checkpoint_every_steps=4), expected, strict=True):
+        assert _bytes(stopped, record) == _bytes(storage, reference)
+        assert record.metrics == reference.metrics
+        assert stopped.list(layout.checkpoint_folder(record.ref)) == []
+
+
+def test_a_stopped_sweep_keeps_what_its_members_had_reached_before(
+    storage: Storage, snapshot: Snapshot, tmp_path: Path, make_snapshot: MakeSnapshot
+) -> None:
+    specs = [_spec(snapshot), _spec(snapshot, seed=1), _spec(snapshot, seed=2)]
+    expected = train_saes(storage, specs, checkpoint_every_steps=0)
+    stopped, _ = _fresh(tmp_path, "stopped", make_snapshot)
+    for spec, step in zip(specs, (12, 5, 8), strict=True):
+        with pytest.raises(StopRequested):
+            train_saes(stopped, [spec], checkpoint_every_steps=50, progress=_stop_at(step))
+    with pytest.raises(StopRequested, match="at step 10 of 20"):
+        train_saes(stopped, specs, checkpoint_every_steps=50, progress=_stop_at(10))
+    steps = [{name for names in _checkpoints(stopped, spec).values() for name in names} for spec in specs]
+    assert steps == [{"metrics.parquet", *_pairs(*at)} for at in ((12,), (5, 10), (8, 10))]
+    for record, reference in zip(train_saes(stopped, specs, checkpoint_every_steps=50), expected, strict=True):
+        assert _bytes(stopped, record) == _bytes(storage, reference)
+
+
+def test_a_stop_between_two_points_of_the_curve_leaves_no_trace_in_it(
+    storage: Storage, snapshot: Snapshot, tmp_path: Path, make_snapshot: MakeSnapshot
+) -> None:
+    spec = _spec(snapshot, n_tokens=ROWS * 60)  # a point every second step
+    (expected,) = train_saes(storage, [spec], checkpoint_every_steps=0)
+    stopped, _ = _fresh(tmp_path, "stopped", make_snapshot)
+    for step in (7, 8, 101):
+        with pytest.raises(StopRequested):
+            train_saes(stopped, [spec], checkpoint_every_steps=1000, progress=_stop_at(step))
+    (record,) = train_saes(stopped, [spec], checkpoint_every_steps=1000)
+    assert _bytes(stopped, record) == _bytes(storage, expected)
+
+
+def test_without_checkpoints_a_stop_says_so_and_writes_none(storage: Storage, snapshot: Snapshot) -> None:
+    with pytest.raises(StopRequested, match=r"stopped at step 3 of 20, without a checkpoint"):
+        train_saes(storage, [_spec(snapshot)], checkpoint_every_steps=0, progress=_stop_at(3))
+    assert _checkpoints(storage, _spec(snapshot)) == {}
+
+
+def test_a_stop_after_the_last_step_stops_nothing(storage: Storage, snapshot: Snapshot) -> None:
+    (record,) = train_saes(storage, [_spec(snapshot)], checkpoint_every_steps=3, progress=_stop_at(20))
+    assert record == read_record(storage, _spec(snapshot).ref)
+
+
+def test_runs_of_the_same_sae_at_the_same_time_do_not_disturb_each_other(
+    storage: Storage, snapshot: Snapshot, tmp_path: Path, make_snapshot: MakeSnapshot
+) -> None:
+    spec = _spec(snapshot)
+    (expected,) = train_saes(storage, [spec], checkpoint_every_steps=0)
+    shared, _ = _fresh(tmp_path, "shared", make_snapshot)
+    attempts: list[dict[str, list[str]]] = []
+
+    def run_others(done: int, *_: object) -> None:
+        if done == 5:  # a second run begins, goes further than this one, and is killed
+            with pytest.raises(Interrupted):
+                train_saes(shared, [spec], checkpoint_every_steps=2, progress=_interrupt_at(11))
+            attempts.append(_checkpoints(shared, spec))
+        if done == 9:  # a third goes on from where the second was, and finishes
+            train_saes(shared, [spec], checkpoint_every_steps=2, progress=lambda at, *_: third.append(at))
+            attempts.append(_checkpoints(shared, spec))
+
+    third: list[int] = []
+    (record,) = train_saes(shared, [spec], checkpoint_every_steps=2, progress=run_others)
+    # The second has superseded the checkpoints it began from; the first does not miss them.
+    assert sorted(attempts[0].values()) == [["metrics.parquet", *_pairs(*at)] for at in ((), (8, 10))]
+    assert third[0] == 11
+    assert attempts[1] == {}
+    assert _bytes(shared, record) == _bytes(storage, expected)
+    assert _checkpoints(shared, spec) == {}
+
+
+def test_training_draws_nothing_from_the_global_generator(storage: Storage, snapshot: Snapshot) -> None:
+    before = torch.get_rng_state()
+    train_saes(storage, _sweep(snapshot), checkpoint_every_steps=0)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_training_twice_gives_the_same_bytes_and_keeps_the_record(storage: Storage, snapshot: Snapshot) -> None:
@@ -230,6 +346,19 @@ def test_a_loss_that_is_not_finite_names_the_step_and_what_to_try_and_spares_the
     with pytest.raises(TrainingError, match=r"stopped being finite at step \d+ of 20.*lower learning rate"):
         train_saes(storage, [wild, _spec(snapshot)], checkpoint_every_steps=2)
     assert read_record(storage, wild.ref) is None
+    assert read_record(storage, _spec(snapshot).ref) is not None
+
+
+def test_a_stop_does_not_hide_that_an_sae_has_diverged(
+    storage: Storage, snapshot: Snapshot, caplog: pytest.LogCaptureFixture
+) -> None:
+    wild = _spec(snapshot, sae=StandardConfig(d_sae=9, l1_coefficient=0.1, decoder="free"), lr=1e30, init="default")
+    specs = [wild, _spec(snapshot)]
+    with pytest.raises(StopRequested, match=rf"at step 7 of 20, .*; {wild.ref} .*stopped being finite"):
+        train_saes(storage, specs, checkpoint_every_steps=2, progress=_stop_at(7))
+    assert len(caplog.records) == 1  # a diverged SAE is told once and trained no further
+    with pytest.raises(TrainingError, match=f"{wild.ref} .*stopped being finite"):
+        train_saes(storage, specs, checkpoint_every_steps=2)
     assert read_record(storage, _spec(snapshot).ref) is not None
 
 

@@ -1,0 +1,78 @@
+"""How an artefact's bytes came to be: time, machine, versions. Recorded beside them, never part of an identity."""
+
+import datetime
+import functools
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+from sae.config import FrozenConfig
+
+
+class Provenance(FrozenConfig):
+    """When, where and with what the bytes were made."""
+
+    created: str
+    """UTC, ISO 8601."""
+    seconds: float
+    machine: str
+    threads: int
+    versions: dict[str, str]
+    commit: str | None
+    """Git commit of the code, `-dirty` when the tree had changes; None outside a checkout."""
+
+    @property
+    def environment(self) -> str:
+        """What may make the same work give other bytes, for messages."""
+        return f"{self.machine}, {self.threads} threads, torch {self.versions.get('torch', 'not used')}"
+
+
+def provenance(seconds: float) -> Provenance:
+    """Of work done just now, here, which took `seconds`."""
+    import torch
+
+    return Provenance(
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        seconds=round(seconds, 3),
+        machine=f"{platform.system()} {platform.machine()}",
+        threads=torch.get_num_threads(),
+        versions=_versions(),
+        commit=_git_commit(),
+    )
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    names = ("sae-pipeline", "torch", "numpy", "pyarrow", "transformers")
+    return {"python": platform.python_version()} | {name: version(name) for name in names}
+
+
+@functools.cache
+def _git_commit() -> str | None:
+    source = Path(__file__).resolve().parents[2]
+    if not (source / ".git").exists():
+        return None
+    environment = {"PATH": os.environ.get("PATH", "")}
+    try:
+        head = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=source,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=source,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{head}-dirty" if changed else head

@@ -1,0 +1,410 @@
+"""Checkpoints: the newest whole one is found whoever wrote it, and no death or damage takes it away."""
+
+import itertools
+import logging
+import os
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sae.errors import StoreError
+from sae.store import layout
+from sae.store.checkpoints import (
+    Checkpoints,
+    Position,
+    module_tensors,
+    named_tensor,
+    new_attempt,
+    remove_checkpoints,
+    restore_module,
+)
+from sae.store.filesystem import Storage
+
+REF = "things/0123456789abcdef"
+
+
+class Place(Position):
+    n_tokens: int
+
+
+@pytest.fixture(params=["disk", "memory", "s3"])
+def any_storage(request: pytest.FixtureRequest) -> Storage:
+    if request.param == "s3":
+        return Storage(request.getfixturevalue("s3_root"))
+    return request.getfixturevalue("storage" if request.param == "disk" else "memory_storage")
+
+
+def checkpoints(storage: Storage, attempt: str | None = None) -> Checkpoints[Place]:
+    return Checkpoints(storage, REF, Place, attempt or new_attempt())
+
+
+def save(to: Checkpoints[Place], *steps: int) -> None:
+    for step in steps:
+        to.save({"value": torch.tensor([step])}, Place(step=step, n_tokens=10 * step))
+
+
+def load(from_: Checkpoints[Place]) -> int | None:
+    """The step, None without a checkpoint; what belongs to it is checked."""
+    found: list[Tensor] = []
+    place = from_.load(lambda tensors, _: found.append(named_tensor(tensors, "value")))
+    if place is None:
+        return None
+    assert (place.n_tokens, int(found[-1])) == (10 * place.step, place.step)
+    return place.step
+
+
+def newest(storage: Storage) -> int | None:
+    """As a new attempt would see it."""
+    return load(checkpoints(storage))
+
+
+def stored(storage: Storage, attempt: str) -> list[int]:
+    """The steps of an attempt's checkpoints, each with both its files."""
+    names = storage.list(layout.checkpoint_folder(REF, attempt))
+    steps = sorted({int(name[5:13]) for name in names})
+    assert names == sorted(f"step-{step:08d}.{ending}" for step in steps for ending in ("json", "safetensors"))
+    return steps
+
+
+def test_tensors_and_position_come_back_as_they_were(any_storage: Storage) -> None:
+    tensors = {
+        "float": torch.tensor([[0.1, float("nan")], [-0.0, float("inf")]]),
+        "transposed": torch.arange(6.0).reshape(2, 3).T,
+        "half": torch.tensor([1.5], dtype=torch.bfloat16),
+        "counts": torch.tensor([2**60 + 1]),
+        "empty": torch.zeros(0, 4),
+    }
+    checkpoints(any_storage).save(tensors, Place(step=3, n_tokens=7))
+    found: dict[str, Tensor] = {}
+    place = checkpoints(any_storage).load(lambda tensors, _: found.update(tensors))
+    assert place == Place(step=3, n_tokens=7)
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape)
+        assert found[name].contiguous().view(torch.uint8).tolist() == tensor.contiguous().view(torch.uint8).tolist()
+
+
+def test_without_a_checkpoint_there_is_nothing_to_load(any_storage: Storage) -> None:
+    assert newest(any_storage) is None
+
+
+def test_the_newest_counts_whoever_wrote_it(any_storage: Storage) -> None:
+    for step in (5, 9, 2):
+        save(checkpoints(any_storage), step)
+    assert newest(any_storage) == 9
+
+
+def test_an_attempt_writes_only_under_its_own_id_and_keeps_two(any_storage: Storage) -> None:
+    first, second = checkpoints(any_storage, "aa"), checkpoints(any_storage, "bb")
+    save(first, 1, 2, 3)
+    save(second, 1, 2)
+    save(first, 4)
+    assert sorted(any_storage.list(layout.checkpoint_folder(REF))) == ["aa", "bb"]
+    assert stored(any_storage, "aa") == [3, 4]
+    assert stored(any_storage, "bb") == [1, 2]
+
+
+def test_a_predecessors_checkpoints_go_once_there_are_as_many_newer_ones(any_storage: Storage) -> None:
+    save(checkpoints(any_storage, "aa"), 10, 20)
+    successor = checkpoints(any_storage, "bb")
+    assert load(successor) == 20
+    assert stored(any_storage, "aa") == [10, 20]
+    save(successor, 25)
+    assert (stored(any_storage, "aa"), stored(any_storage, "bb")) == ([20], [25])
+    save(successor, 30)
+    assert (stored(any_storage, "aa"), stored(any_storage, "bb")) == ([], [25, 30])
+
+
+def test_what_several_dead_attempts_left_goes_too(any_storage: Storage) -> None:
+    save(checkpoints(any_storage, "aa"), 10, 20)
+    save(checkpoints(any_storage, "bb"), 15)
+    any_storage.remove(layout.checkpoint_pointer(REF, "bb", 15))  # died between data file and pointer
+    successor = checkpoints(any_storage, "cc")
+    assert load(successor) == 20
+    save(successor, 30, 40)
+    assert [stored(any_storage, attempt) for attempt in ("aa", "bb", "cc")] == [[], [], [30, 40]]
+
+
+def test_what_a_dying_predecessor_still_writes_is_left_alone(any_storage: Storage) -> None:
+    dying = checkpoints(any_storage, "aa")
+    save(dying, 10)
+    successor = checkpoints(any_storage, "bb")
+    assert load(successor) == 10
+    save(dying, 20, 30)
+    save(successor, 15, 20, 25, 26)
+    assert stored(any_storage, "aa") == [20, 30]
+    assert newest(any_storage) == 30
+
+
+def test_two_attempts_in_turns_do_not_disturb_each_other(any_storage: Storage) -> None:
+    a, b = checkpoints(any_storage, "aa"), checkpoints(any_storage, "bb")
+    assert load(a) is load(b) is None
+    for step in range(1, 9):
+        save(a, step)
+        if step % 2:
+            save(b, step)
+        assert newest(any_storage) == step
+    assert (stored(any_storage, "aa"), stored(any_storage, "bb")) == ([7, 8], [5, 7])
+
+
+def test_a_step_that_is_saved_already_is_not_written_again(storage: Storage) -> None:
+    first = checkpoints(storage, "aa")
+    save(first, 4, 4)
+    assert stored(storage, "aa") == [4]
+    second = checkpoints(storage, "bb")
+    load(second)
+    save(second, 4)
+    assert (stored(storage, "aa"), stored(storage, "bb")) == ([4], [])
+
+
+def damage_data(change: Callable[[bytes], bytes]) -> Callable[[Storage], None]:
+    path = layout.checkpoint_data(REF, "aa", 2)
+    return lambda storage: storage.replace(path, change(storage.read_bytes(path)))
+
+
+def damage_pointer(change: Callable[[bytes], bytes]) -> Callable[[Storage], None]:
+    path = layout.checkpoint_pointer(REF, "aa", 2)
+    return lambda storage: storage.replace(path, change(storage.read_bytes(path)))
+
+
+def flip(data: bytes, bit: int) -> bytes:
+    changed = bytearray(data)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+DAMAGES = {
+    "data truncated": damage_data(lambda data: data[:-1]),
+    "data empty": damage_data(lambda data: b""),
+    "data flipped": damage_data(lambda data: flip(data, 8 * len(data) - 3)),
+    "data deleted": lambda storage: storage.remove(layout.checkpoint_data(REF, "aa", 2)),
+    "pointer truncated": damage_pointer(lambda data: data[:-20]),
+    "pointer empty": damage_pointer(lambda data: b""),
+    "pointer not text": damage_pointer(lambda data: b"\xff\xfe" + data),
+    "another step's pointer": lambda storage: storage.replace(
+        layout.checkpoint_pointer(REF, "aa", 2), storage.read_bytes(layout.checkpoint_pointer(REF, "aa", 1))
+    ),
+    "other counters": damage_pointer(lambda data: data.replace(b'"n_tokens": 20', b'"n_tokens": 21')),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over_with_one_line(
+    damage: str, storage: Storage, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(checkpoints(storage, "aa"), 1, 2)
+    DAMAGES[damage](storage)
+    assert newest(storage) == 1
+    (record,) = caplog.records
+    assert re.fullmatch(r"checkpoint \S+/aa/step-00000002\.json is passed over: .+", record.getMessage())
+
+
+def test_no_flipped_bit_of_a_pointer_goes_unnoticed(memory_storage: Storage, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR)
+    save(checkpoints(memory_storage, "aa"), 1, 2)
+    path = layout.checkpoint_pointer(REF, "aa", 2)
+    text = memory_storage.read_bytes(path)
+    outcomes = []
+    for bit in range(8 * len(text)):
+        memory_storage.replace(path, flip(text, bit))
+        outcomes.append(newest(memory_storage))  # which checks what belongs to the step
+    assert outcomes.count(1) > 0.9 * len(outcomes)  # the rest are spaces that became other white space
+    assert set(outcomes) <= {1, 2}
+
+
+def test_a_checkpoint_that_does_not_fit_is_passed_over(any_storage: Storage, caplog: pytest.LogCaptureFixture) -> None:
+    attempt = checkpoints(any_storage, "aa")
+    save(attempt, 1)
+    attempt.save({"other": torch.zeros(1)}, Place(step=2, n_tokens=20))
+    assert newest(any_storage) == 1
+    assert "it has no tensor value" in caplog.text
+    with pytest.raises(StoreError, match=r"its x is torch.float32 \[2\], not torch.int64 \[2\]"):
+        named_tensor({"x": torch.zeros(2)}, "x", torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(StoreError, match=r"\[2\], not torch.float32 \[3\]"):
+        named_tensor({"x": torch.zeros(2)}, "x", torch.zeros(3))
+
+
+def test_damaged_checkpoints_go_once_the_work_has_come_as_far(any_storage: Storage) -> None:
+    save(checkpoints(any_storage, "aa"), 1, 2)
+    DAMAGES["data flipped"](any_storage)
+    successor = checkpoints(any_storage, "bb")
+    assert load(successor) == 1
+    save(successor, 2, 3)
+    assert (stored(any_storage, "aa"), stored(any_storage, "bb")) == ([], [2, 3])
+
+
+def test_one_that_does_not_fit_goes_only_once_the_work_has_come_as_far(any_storage: Storage) -> None:
+    other = checkpoints(any_storage, "aa")
+    save(other, 1)
+    other.save({"other": torch.zeros(1)}, Place(step=4, n_tokens=40))
+    successor = checkpoints(any_storage, "bb")
+    assert load(successor) == 1
+    save(successor, 2, 3)
+    assert (stored(any_storage, "aa"), stored(any_storage, "bb")) == ([4], [2, 3])
+    save(successor, 4)
+    assert (stored(any_storage, "aa"), stored(any_storage, "bb")) == ([], [3, 4])
+
+
+class Watched(Storage):
+    """Calls back before every change of a file and before every read."""
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root)
+        self.before_change: Callable[[], None] = lambda: None
+        self.before_read: Callable[[], None] = lambda: None
+
+    def put_file(self, local: Path, path: str) -> None:
+        self.before_change()
+        super().put_file(local, path)
+
+    def remove(self, path: str) -> None:
+        self.before_change()
+        super().remove(path)
+
+    def read_bytes(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
+        self.before_read()
+        return super().read_bytes(path, start, end)
+
+
+@pytest.mark.parametrize("n_reads", [0, 1])
+def test_what_its_living_owner_deletes_meanwhile_is_looked_for_again(
+    n_reads: int, storage: Storage, caplog: pytest.LogCaptureFixture
+) -> None:
+    alive = checkpoints(storage, "aa")
+    save(alive, 1, 2)
+    watched, reads = Watched(storage.root), itertools.count()
+    # Between listing and reading the pointer, or between the pointer and its data file.
+    watched.before_read = lambda: save(alive, 3, 4, 5) if next(reads) == n_reads else None
+    assert newest(watched) == 5
+    assert caplog.text == ""
+
+
+class Killed(BaseException):
+    """Nothing catches it, as nothing catches SIGKILL."""
+
+
+def test_a_kill_before_any_file_operation_leaves_the_newest_readable(memory_storage: Storage) -> None:
+    """Two attempts, one after the other, each killed at every possible place."""
+    deaths = 0
+    for first_life, second_life in itertools.product(range(1, 13), range(1, 10)):
+        memory_storage.fs.store.clear()
+        known = 0
+        for life in (first_life, second_life):
+            dying = Watched(memory_storage.root)
+            operations = itertools.count(1)
+
+            def die(life: int = life, operations: itertools.count = operations) -> None:
+                if next(operations) == life:
+                    raise Killed
+
+            dying.before_change = die
+            attempt = checkpoints(dying)
+            start = load(attempt) or 0
+            assert start >= known
+            try:
+                for step in range(start + 1, start + 5):
+                    save(attempt, step)
+                    known = step
+            except Killed:
+                deaths += 1
+            found = newest(memory_storage)
+            assert (found or 0) >= known
+            known = found or 0
+    assert deaths == 2 * 12 * 9
+
+
+def test_a_run_that_finishes_may_tidy_up_while_another_saves(storage: Storage) -> None:
+    attempt, stop = checkpoints(storage), threading.Event()
+
+    def tidy_up() -> None:
+        while not stop.wait(0.02):
+            remove_checkpoints(storage, REF)
+
+    thread = threading.Thread(target=tidy_up)
+    thread.start()
+    try:
+        for step in range(1, 50):
+            save(attempt, step)
+            newest(storage)
+    finally:
+        stop.set()
+        thread.join()
+    save(attempt, 50)
+    assert newest(storage) == 50
+
+
+def test_removing_leaves_no_checkpoint_of_any_attempt(any_storage: Storage) -> None:
+    for attempt in ("aa", "bb"):
+        save(checkpoints(any_storage, attempt), 1, 2)
+        checkpoints(any_storage, attempt).save_beside("curve.txt", b"so far")
+    path = f"{layout.checkpoint_folder(REF, 'bb')}/curve.txt"
+    assert any_storage.read_bytes(path) == b"so far"
+    remove_checkpoints(any_storage, REF)
+    remove_checkpoints(any_storage, REF)
+    assert newest(any_storage) is None
+    assert not any_storage.exists(path)
+    if any_storage.is_local:
+        assert not os.path.exists(any_storage.full(layout.checkpoint_folder(REF)))
+
+
+class Module(nn.Module):
+    """Tied weights, a buffer that is saved with the module and one that is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(3, 3)
+        self.b = nn.Linear(3, 3)
+        self.b.weight = self.a.weight
+        self.register_buffer("theta", torch.zeros(3))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64), persistent=False)
+
+    def step(self, optimizer: torch.optim.Optimizer, x: Tensor) -> None:
+        optimizer.zero_grad()
+        self.b(self.a(x)).square().sum().backward()
+        optimizer.step()
+        self.theta += self.a.weight.detach().sum(0)
+        self.count += 1
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_restored_module_goes_on_bit_for_bit(fused: bool, memory_storage: Storage) -> None:
+    def new(seed: int) -> tuple[Module, torch.optim.Optimizer]:
+        torch.manual_seed(seed)
+        module = Module()
+        return module, torch.optim.AdamW(module.parameters(), lr=0.1, fused=fused)
+
+    batches = torch.randn(6, 5, 3, generator=torch.Generator().manual_seed(0))
+    module, optimizer = new(1)
+    for x in batches[:3]:
+        module.step(optimizer, x)
+    checkpoints(memory_storage).save(module_tensors(module, optimizer), Place(step=3, n_tokens=0))
+    other, other_optimizer = new(2)
+    place = checkpoints(memory_storage).load(
+        lambda tensors, place: restore_module(other, other_optimizer, tensors, place.step)
+    )
+    assert place is not None
+    assert other.b.weight is other.a.weight
+    for x in batches[3:]:
+        module.step(optimizer, x)
+        other.step(other_optimizer, x)
+    expected = module_tensors(module, optimizer)
+    assert int(other.count) == 6
+    for name, tensor in module_tensors(other, other_optimizer).items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_a_module_that_does_not_fit_stays_as_it_was() -> None:
+    module = Module()
+    optimizer = torch.optim.Adam(module.parameters(), fused=True)
+    module.step(optimizer, torch.ones(2, 3))
+    tensors = {name: tensor.clone() + 1 for name, tensor in module_tensors(module, optimizer).items()}
+    del tensors["adam.exp_avg_sq.b.bias"]
+    before = {name: tensor.clone() for name, tensor in module_tensors(module, optimizer).items()}
+    with pytest.raises(StoreError, match=r"no tensor adam\.exp_avg_sq\.b\.bias"):
+        restore_module(module, optimizer, tensors, step=9)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module_tensors(module, optimizer).items())
