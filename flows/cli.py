@@ -5,6 +5,7 @@ import importlib
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 # Nothing here may import torch: its threads read their settings from the environment when it is loaded.
 from flows.stages import FLOW_STAGES, STAGES
-from sae.errors import ConfigError, InputError, PipelineError
+from sae.errors import ConfigError, InputError, PipelineError, TransientError
 
 if TYPE_CHECKING:
     from sae.plan import PipelineConfig, Plan
@@ -25,13 +26,23 @@ FLOWS = {
     "train": "activations to SAEs",
     "report": "SAEs to evaluation, statistics and report",
 }
-USER_ERROR, FAILURE = 2, 1
+USER_ERROR, FAILURE, RETRY = 2, 1, 75
+"""75 is EX_TEMPFAIL of sysexits.h: what failed may pass, or the process was asked to stop; the same command goes on."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line. Returns: 0, 1 when work failed, 2 when the configuration or an input is wrong."""
+    """Run the command line.
+
+    Returns: 0; 1 when work failed; 2 when the configuration or an input is wrong; 75 when the same command may succeed
+        later (a network that fails, SIGTERM); 130 after Ctrl-C.
+    """
     options = _parser().parse_args(arguments)
     _set_environment(verbose=getattr(options, "verbose", False))
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         if options.command == "recipes":
             _print_recipes()
@@ -46,10 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return USER_ERROR
     except PipelineError as err:
         print(f"sae-pipeline: {err}", file=sys.stderr)
-        return FAILURE
-    except KeyboardInterrupt:
+        return RETRY if err.retryable else FAILURE
+    except KeyboardInterrupt as err:
         print("sae-pipeline: stopped; the same command goes on where it stopped", file=sys.stderr)
-        return 130
+        return RETRY if isinstance(err, Terminated) else 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
 
 
@@ -100,21 +113,39 @@ def _run(options: argparse.Namespace) -> None:
         if stage is not None and stage not in own:
             raise ConfigError(f"--{option} {stage}: the {options.command} flow has the stages {', '.join(own)}")
     config = load_config(options.config, options.settings, options.root)
-    _set_result_storage(config)
     started = time.perf_counter()
     # Everything that can be wrong with the input is found here, before a server starts.
     Storage(config.execution.root).check_writable()
     plan = make_plan(config)
     check_plan(plan)
-    if not os.environ.get("PREFECT_API_URL"):
-        logger.info("no PREFECT_API_URL: starting a Prefect server for this run, about ten seconds")
-    outcomes = _flow(options.command)(config, only=options.only, refresh=options.refresh)
+    outcomes = _call_flow(options, config)
     _print_summary(config, plan, outcomes, time.perf_counter() - started, as_json=options.json)
 
 
-def _flow(command: str) -> Any:
-    module, name = {"run": ("pipeline", "pipeline")}.get(command, (command, command))
-    return getattr(importlib.import_module(f"flows.{module}"), name)
+def _call_flow(options: argparse.Namespace, config: "PipelineConfig") -> list[dict[str, Any]]:
+    import httpx
+
+    from flows.server import prefect_server
+    from tasks.process import WorkerCrash, start_workers
+
+    module, name = {"run": ("pipeline", "pipeline")}.get(options.command, (options.command, options.command))
+    flow = getattr(importlib.import_module(f"flows.{module}"), name)
+    start_workers(1)  # while the server starts
+    try:
+        with prefect_server():
+            return list(flow(config, only=options.only, refresh=options.refresh))
+    except WorkerCrash as err:
+        # The trace of the worker says where; the rest of this one is Prefect's.
+        raise PipelineError(str(err)) from err
+    except httpx.HTTPError as err:
+        raise TransientError(
+            f"the Prefect server failed ({os.environ.get('PREFECT_API_URL', 'of this run')}): {type(err).__name__}: "
+            f"{err}. What was finished is in the store; run the same command again."
+        ) from err
+
+
+def _terminate(number: int, frame: Any) -> None:
+    raise Terminated
 
 
 def _print_summary(
@@ -168,16 +199,6 @@ def _set_environment(verbose: bool) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for name in ("flows", "tasks", "sae"):
         logging.getLogger(name).setLevel(logging.INFO)
-
-
-def _set_result_storage(config: "PipelineConfig") -> None:
-    """Keep Prefect's small result files beside the artefacts they point to."""
-    from sae.store import layout
-    from sae.store.filesystem import Storage
-
-    storage = Storage(config.execution.root)
-    if storage.is_local:
-        os.environ.setdefault("PREFECT_LOCAL_STORAGE_PATH", storage.full(layout.RESULTS))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from typing import Any
 
 from prefect import flow
 
+from flows.repair import Outcomes, run_repairing
 from flows.run import Run
 from flows.stages import Stage
 from sae.config import Spec
@@ -15,17 +16,22 @@ from tasks import extract as tasks
 
 
 @flow(name="extract", flow_run_name="extract: {config.report.title}")
-def extract(config: PipelineConfig, only: Stage | None = None, refresh: Stage | None = None) -> list[dict[str, Any]]:
+def extract(
+    config: PipelineConfig, only: Stage | None = None, refresh: Stage | None = None, repair: tuple[str, ...] = ()
+) -> list[dict[str, Any]]:
     """From a corpus and a model (or given activations) to snapshots of activations.
 
     Returns: the outcome of every task.
     """
     plan = make_plan(config)
-    run = Run(config.execution, only, refresh)
-    for each in (plan, plan.control):
-        if each is not None:
-            extract_plan(run, each, "" if each is plan else " of the untrained control")
-    return [outcome.model_dump() for outcome in run.outcomes]
+
+    def go(repair: tuple[str, ...], outcomes: Outcomes) -> None:
+        with Run(config.execution, only, refresh, repair, outcomes) as run:
+            for each in (plan, plan.control):
+                if each is not None:
+                    extract_plan(run, each, "" if each is plan else " of the untrained control")
+
+    return run_repairing("extract", only, repair, go)
 
 
 def extract_plan(run: Run, plan: Plan, suffix: str) -> None:
@@ -42,7 +48,7 @@ def extract_plan(run: Run, plan: Plan, suffix: str) -> None:
             run.do("tokens", tasks.tokenize_segment, [tokens], source=sources[tokens.segment])
         run.tell("tokens", _tokens_line(run, plan))
     if isinstance(plan.subject, EmbeddedLMSpec):
-        run.do("subject", tasks.train_subject, [plan.subject])
+        run.train("subject", tasks.train_subject, [plan.subject])
     if plan.subject is not None:
         run.tell("subject", f"{plan.subject.ref}{suffix}")
     if run.wants("activations"):

@@ -10,29 +10,38 @@ from prefect import flow
 
 from flows.extract import extract
 from flows.recipes import default
+from flows.repair import Outcomes, run_repairing
 from flows.report import report
+from flows.server import prefect_server
 from flows.stages import FLOW_STAGES, Stage
 from flows.train import train
 from sae.plan import PipelineConfig
 
 
 @flow(name="pipeline", flow_run_name="pipeline: {config.report.title}")
-def pipeline(config: PipelineConfig, only: Stage | None = None, refresh: Stage | None = None) -> list[dict[str, Any]]:
+def pipeline(
+    config: PipelineConfig, only: Stage | None = None, refresh: Stage | None = None, repair: tuple[str, ...] = ()
+) -> list[dict[str, Any]]:
     """From text (or given activations) to a report.
 
     Args:
         config: the whole run as one document.
         only: run the tasks of one stage; what they need must be in the store.
         refresh: compute this stage and what follows again.
+        repair: addresses (`saes/<fingerprint>`, `parts/<fingerprint>/part-00003`) of artefacts to compute again and
+            to compare with their records. Damage that is found on use is repaired without being named here.
 
     Returns: the outcome of every task: stage, task, ref, part, computed or cached.
     """
-    outcomes: list[dict[str, Any]] = []
-    for each in (extract, train, report):
-        if only is None or only in FLOW_STAGES[each.name]:
-            outcomes += each(config, only, refresh)
-    return outcomes
+
+    def go(repair: tuple[str, ...], outcomes: Outcomes) -> None:
+        for each in (extract, train, report):
+            if only is None or only in FLOW_STAGES[each.name]:
+                outcomes += each(config, only, refresh, repair)
+
+    return run_repairing(None, only, repair, go)
 
 
 if __name__ == "__main__":
-    pipeline(default())
+    with prefect_server():
+        pipeline(default())

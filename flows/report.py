@@ -7,6 +7,7 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 
 from flows.headline import headline_markdown, headlines
 from flows.lineage import lineage_of
+from flows.repair import Outcomes, run_repairing
 from flows.run import Run, raise_if_missing
 from flows.stages import Stage
 from sae.plan import PipelineConfig, Plan, make_plan
@@ -17,14 +18,24 @@ from tasks import report as tasks
 
 
 @flow(name="report", flow_run_name="report: {config.report.title}")
-def report(config: PipelineConfig, only: Stage | None = None, refresh: Stage | None = None) -> list[dict[str, Any]]:
+def report(
+    config: PipelineConfig, only: Stage | None = None, refresh: Stage | None = None, repair: tuple[str, ...] = ()
+) -> list[dict[str, Any]]:
     """From SAEs to evaluation, statistics and the report. The train flow must have run with the same config.
 
     Returns: the outcome of every task.
     """
     plan = make_plan(config)
-    run = Run(config.execution, only, refresh)
-    raise_if_missing(run.storage, plan.saes, "the report flow")
+
+    def go(repair: tuple[str, ...], outcomes: Outcomes) -> None:
+        with Run(config.execution, only, refresh, repair, outcomes) as run:
+            raise_if_missing(run.storage, plan.saes, "the report flow")
+            _report(run, plan)
+
+    return run_repairing("report", only, repair, go)
+
+
+def _report(run: Run, plan: Plan) -> None:
     for each in (plan, plan.control):
         if each is not None:
             for evaluation in each.evaluations:
@@ -38,7 +49,6 @@ def report(config: PipelineConfig, only: Stage | None = None, refresh: Stage | N
         run.do("report", tasks.render_report, [plan.report], lineage=lineage)
         run.tell("report", report_uri(run, plan))
         _artifacts(run, plan)
-    return [outcome.model_dump() for outcome in run.outcomes]
 
 
 def report_uri(run: Run, plan: Plan) -> str:

@@ -1,23 +1,31 @@
 """One run's bookkeeping: submit tasks against the store, wait for them, remember what was computed."""
 
+import contextlib
 import inspect
 import logging
 import os
 import time
 from collections import deque
 from collections.abc import Sequence
+from types import TracebackType
 from typing import Any, Literal
 
 from prefect import Task
+from prefect.exceptions import MissingContextError
 from prefect.futures import PrefectFuture
+from prefect.logging import get_run_logger
 
+from flows.repair import Outcomes, address
 from flows.stages import FOLLOWS, Stage
 from sae.config import FrozenConfig, Spec
-from sae.errors import StoreError
+from sae.errors import ConfigError, StoreError
 from sae.plan import ExecutionConfig
+from sae.store.checkpoints import remove_checkpoints
 from sae.store.filesystem import Storage
-from tasks.caching import is_stored
+from tasks.caching import Job, is_stored
+from tasks.process import accept_work, stop_workers
 from tasks.progress import show_progress
+from tasks.results import result_storage
 from tasks.retries import delays
 
 logger = logging.getLogger(__name__)
@@ -37,17 +45,47 @@ class Outcome(FrozenConfig):
 class Run:
     """Submits tasks of one flow run and keeps their outcomes.
 
+    As a context manager it asks the worker processes to save and end when the flow is interrupted or terminated.
+
     Args:
         only: submit the tasks of this stage alone; what they need must be in the store.
         refresh: compute this stage and what follows again.
+        repair: addresses of artefacts to compute again whatever the store says.
+        outcomes: where what became of each task is added.
+
+    Raises: ConfigError for a root in memory.
     """
 
-    def __init__(self, execution: ExecutionConfig, only: Stage | None, refresh: Stage | None) -> None:
+    def __init__(
+        self,
+        execution: ExecutionConfig,
+        only: Stage | None,
+        refresh: Stage | None,
+        repair: Sequence[str],
+        outcomes: Outcomes,
+    ) -> None:
         self.storage = Storage(execution.root)
-        self.outcomes: list[Outcome] = []
-        self._execution, self._only = execution, only
+        if self.storage.protocol == "memory":
+            raise ConfigError(
+                f"execution.root: {execution.root} is seen by one process, and tasks run in processes of their own. "
+                f"Use a local folder or s3://."
+            )
+        self.execution = execution
+        self._outcomes, self._first, self._only, self._repair = outcomes, len(outcomes), only, repair
         self._refreshed = FOLLOWS[refresh] if refresh else ()
+        self._results = result_storage(self.storage)
         self._started = time.monotonic()
+
+    def __enter__(self) -> "Run":
+        accept_work()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # Ctrl-C, and Prefect's own signal for SIGTERM, are no Exceptions.
+        if error is not None and not isinstance(error, Exception):
+            stop_workers()
 
     def wants(self, stage: Stage) -> bool:
         """Whether tasks of this stage are submitted at all."""
@@ -67,40 +105,50 @@ class Run:
 
         Args:
             single: it runs alone and gets all cores; otherwise the cores are shared by `max_workers` tasks.
-            parameters: what the task takes besides specs, part, root and threads.
+            parameters: what the task takes besides specs, part and job.
 
         Returns: its future; None when another stage was asked for.
         """
         if not self.wants(stage):
             return None
-        recompute = stage in self._refreshed
-        stored = is_stored(self.storage, specs, part)
-        for spec in specs:
-            outcome: Literal["computed", "cached"] = "cached" if stored and not recompute else "computed"
-            if len(specs) > 1 and not stored and not recompute and is_stored(self.storage, [spec], part):
-                outcome = "cached"
-            self.outcomes.append(Outcome(stage=stage, task=task.name, ref=spec.ref, part=part, outcome=outcome))
+        recompute = stage in self._refreshed or any(self._is_to_repair(spec.ref, part) for spec in specs)
+        stored = [is_stored(self.storage, [spec], part) for spec in specs]
+        for spec, there in zip(specs, stored, strict=True):
+            how: Literal["computed", "cached"] = "cached" if there and not recompute else "computed"
+            outcome = Outcome(stage=stage, task=task.name, ref=spec.ref, part=part, outcome=how)
+            self._outcomes.append(outcome.model_dump())
         if part is not None:
             parameters["part"] = part
-        takes = inspect.signature(task.fn).parameters
-        if "specs" in takes:
+        if "specs" in inspect.signature(task.fn).parameters:
             parameters["specs"] = list(specs)
         else:
             (parameters["spec"],) = specs
-        if "threads" in takes:
-            parameters["threads"] = self._threads(single)
-        execution = self._execution
+        execution = self.execution
+        job = Job(
+            root=execution.root,
+            recompute=recompute,
+            threads=self._threads(single),
+            limit_seconds=execution.task_limit_seconds,
+        )
         return task.with_options(
             retries=execution.retries,
             retry_delay_seconds=delays(execution.retry_delay_seconds, execution.retries),
+            result_storage=self._results,
             # Prefect's cache is believed only where the store agrees.
-            refresh_cache=recompute or not stored,
-        ).submit(root=execution.root, recompute=recompute, **parameters)
+            refresh_cache=recompute or not all(stored),
+        ).submit(job=job, **parameters)
 
     def do(self, stage: Stage, task: Task[..., list[str]], specs: Sequence[Spec], **parameters: Any) -> None:
         """Run one task and wait for it; it gets all cores. Raises: the task's error."""
         if (future := self.submit(stage, task, specs, **parameters)) is not None:
             future.result()
+
+    def train(self, stage: Stage, task: Task[..., list[str]], specs: Sequence[Spec]) -> None:
+        """Run a task that writes checkpoints. Raises: the task's error."""
+        self.do(stage, task, specs, checkpoint_every_steps=self.execution.checkpoint_every_steps)
+        if self.wants(stage):
+            for spec in specs:  # a run that was killed just after its commit has left them
+                remove_checkpoints(self.storage, spec.ref)
 
     def fan_out(
         self, stage: Stage, title: str, task: Task[..., list[str]], jobs: Sequence[tuple[Sequence[Spec], int]]
@@ -111,7 +159,7 @@ class Run:
         in_flight: deque[PrefectFuture[list[str]]] = deque()
         with show_progress(title) as progress:
             for done, (specs, part) in enumerate(jobs):
-                if len(in_flight) >= self._execution.max_workers:
+                if len(in_flight) >= self.execution.max_workers:
                     in_flight.popleft().result()
                 progress(done, len(jobs), "parts")
                 future = self.submit(stage, task, specs, part=part, single=False)
@@ -124,18 +172,26 @@ class Run:
     def tell(self, stage: Stage, what: str) -> None:
         """Log one line: what is there now, and how long it took since the last line."""
         now = time.monotonic()
-        mine = [outcome for outcome in self.outcomes if outcome.stage == stage]
+        mine = [outcome for outcome in self._outcomes[self._first :] if outcome["stage"] == stage]
         if mine:
-            cached = all(outcome.outcome == "cached" for outcome in mine)
+            cached = all(outcome["outcome"] == "cached" for outcome in mine)
             how = "found in the store" if cached else f"{now - self._started:.0f} s"
-            logger.info("%-12s %s (%s)", stage, what, how)
+            line = f"{stage:<12} {what} ({how})"
+            logger.info("%s", line)
+            with contextlib.suppress(MissingContextError):
+                get_run_logger().info(line)  # kept by the Prefect server
         self._started = now
 
+    def _is_to_repair(self, ref: str, part: int | None) -> bool:
+        # A task without a part of its own may make all parts of its artefact.
+        mine = address(ref, part)
+        return any(each == mine or (part is None and each.startswith(f"{mine}/")) for each in self._repair)
+
     def _threads(self, single: bool) -> int:
-        if self._execution.threads is not None:
-            return self._execution.threads
+        if self.execution.threads is not None:
+            return self.execution.threads
         cores = os.cpu_count() or 1
-        return cores if single else max(1, cores // self._execution.max_workers)
+        return cores if single else max(1, cores // self.execution.max_workers)
 
 
 def raise_if_missing(storage: Storage, specs: Sequence[Spec], command: str) -> None:

@@ -1,4 +1,4 @@
-"""The stages by name: which flow runs them, and what a refresh of each computes again."""
+"""The stages by name: which flow runs them, what a refresh of each computes again, who can restore an artefact."""
 
 from typing import Literal, get_args
 
@@ -10,6 +10,13 @@ FLOW_STAGES: dict[str, tuple[Stage, ...]] = {
     "train": ("sae",),
     "report": ("evaluation", "statistics", "report"),
 }
+
+FLOW_FOLDERS: dict[str, tuple[str, ...]] = {
+    "extract": ("segments", "tokenizers", "subjects", "tokens", "parts", "activations"),
+    "train": ("saes",),
+    "report": ("evaluations", "statistics", "reports"),
+}
+"""The folders of the artefacts that each flow makes, and so can make again."""
 
 FOLLOWS: dict[Stage, tuple[Stage, ...]] = {
     "subject": STAGES,

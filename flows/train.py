@@ -4,6 +4,7 @@ from typing import Any
 
 from prefect import flow
 
+from flows.repair import Outcomes, run_repairing
 from flows.run import Run, raise_if_missing
 from flows.stages import Stage
 from sae.plan import PipelineConfig, Plan, make_plan
@@ -13,23 +14,29 @@ from tasks import train as tasks
 
 
 @flow(name="train", flow_run_name="train: {config.report.title}")
-def train(config: PipelineConfig, only: Stage | None = None, refresh: Stage | None = None) -> list[dict[str, Any]]:
+def train(
+    config: PipelineConfig, only: Stage | None = None, refresh: Stage | None = None, repair: tuple[str, ...] = ()
+) -> list[dict[str, Any]]:
     """From snapshots of activations to SAEs. The extract flow must have run with the same config.
 
     Returns: the outcome of every task.
     """
     plan = make_plan(config)
-    run = Run(config.execution, only, refresh)
-    raise_if_missing(run.storage, list(plan.snapshots.values()), "the train flow")
-    for each in (plan, plan.control):
-        if each is None or not run.wants("sae"):
-            continue
-        for specs in sharing_a_read(each):
-            every = config.execution.checkpoint_every_steps
-            run.do("sae", tasks.train_sae, specs, checkpoint_every_steps=every)
-        suffix = "" if each is plan else " (control on the untrained subject)"
-        run.tell("sae", "; ".join(_line(run, spec) for spec in each.saes) + suffix)
-    return [outcome.model_dump() for outcome in run.outcomes]
+
+    def go(repair: tuple[str, ...], outcomes: Outcomes) -> None:
+        with Run(config.execution, only, refresh, repair, outcomes) as run:
+            raise_if_missing(run.storage, list(plan.snapshots.values()), "the train flow")
+            for each in (plan, plan.control):
+                if each is not None and run.wants("sae"):
+                    _train(run, each, "" if each is plan else " (control on the untrained subject)")
+
+    return run_repairing("train", only, repair, go)
+
+
+def _train(run: Run, plan: Plan, suffix: str) -> None:
+    for specs in sharing_a_read(plan):
+        run.train("sae", tasks.train_sae, specs)
+    run.tell("sae", "; ".join(_line(run, spec) for spec in plan.saes) + suffix)
 
 
 def sharing_a_read(plan: Plan) -> list[list[SAESpec]]:

@@ -41,6 +41,8 @@ class Spec(FrozenConfig):
 
     stage: ClassVar[str]
     code_version: ClassVar[int]
+    parts_at_once: ClassVar[bool] = False
+    """Whether all parts of the artefact are made together with it, in one task."""
 
     @property
     def fingerprint(self) -> str:

@@ -1,4 +1,4 @@
-"""When a task counts as done: its artefacts' commit records are in the store.
+"""When a task counts as done: its artefacts' commit records are in the store, and the files they name.
 
 Prefect's result cache is a fast path on top, keyed by the same fingerprints. It is never asked alone: a task is
 submitted with `refresh_cache` whenever the store lacks an artefact, so the cache cannot claim what is not there, and
@@ -6,27 +6,37 @@ deleting it loses nothing.
 """
 
 import contextlib
-import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
+from pydantic import Field
 
-from sae.config import Spec, digest
-from sae.progress import Progress, silent
+from sae.config import FrozenConfig, Spec, digest
+from sae.progress import silent
 from sae.store import layout
 from sae.store.filesystem import Storage
-from sae.store.records import Record, read_record
+from sae.store.records import is_intact, require_record
+from tasks.process import run_in_worker
 from tasks.progress import show_progress
 from tasks.retries import is_retryable
 
-logger = logging.getLogger(__name__)
+
+class Job(FrozenConfig):
+    """Where and how one task runs; nothing in it changes what the task makes."""
+
+    root: str
+    recompute: bool = False
+    """Do the work although the store holds its artefacts: the bytes must come out the same."""
+    threads: int | None = None
+    """Torch threads. None: the worker's default."""
+    limit_seconds: float | None = Field(None, gt=0)
+    """Wall-clock limit of one attempt."""
 
 
 def fingerprint_key(context: Any, parameters: dict[str, Any]) -> str:
     """Prefect's `cache_key_fn`: task name, root, specs and part; never attempts, threads or times."""
     specs = parameters.get("specs") or [parameters["spec"]]
-    identity = [parameters["root"], [spec.ref for spec in specs], parameters.get("part")]
+    identity = [parameters["job"].root, [spec.ref for spec in specs], parameters.get("part")]
     return f"{context.task.name}-{digest(identity)}"
 
 
@@ -40,45 +50,44 @@ TASK_OPTIONS: dict[str, Any] = {
 
 
 def is_stored(storage: Storage, specs: Sequence[Spec], part: int | None = None) -> bool:
-    """Whether every artefact (or that part of it) has its commit record."""
-    return all(read_record(storage, spec.ref, part) is not None for spec in specs)
+    """Whether every artefact (or that part of it) is committed, and its files are there with the recorded sizes."""
+    return all(is_intact(storage, spec.ref, part) and _has_parts(storage, spec) for spec in specs)
+
+
+def _has_parts(storage: Storage, spec: Spec) -> bool:
+    if not spec.parts_at_once:
+        return True
+    n_parts = int(require_record(storage, spec.ref).metrics["n_parts"])
+    return all(is_intact(storage, spec.ref, part) for part in range(n_parts))
 
 
 def produce(
-    root: str,
+    job: Job,
     specs: Sequence[Spec],
-    work: Callable[[Storage, Progress], Record | list[Record]],
+    function: Callable[..., Any],
+    arguments: dict[str, Any],
     *,
     part: int | None = None,
-    recompute: bool = False,
-    threads: int | None = None,
     bar: str | None = None,
 ) -> list[str]:
-    """Do the work unless the store holds its artefacts already.
+    """Call `function(storage, **arguments)` in a worker process unless the store holds its artefacts already.
 
     Args:
-        work: called with the storage and a progress callback; commits the artefacts.
+        function: makes and commits the artefacts of `specs`.
         part: for work on one part of the artefacts.
-        recompute: do it although the artefacts are there; the bytes must come out the same.
-        threads: torch threads for the work.
         bar: title of the progress bar; None shows none.
 
     Returns: the URIs of the commit records.
     """
-    storage = Storage(root)
-    if recompute or not is_stored(storage, specs, part):
-        with _torch_threads(threads), show_progress(bar) if bar else contextlib.nullcontext(silent) as progress:
-            work(storage, progress)
+    storage = Storage(job.root)
+    if job.recompute or not is_stored(storage, specs, part):
+        with show_progress(bar) if bar else contextlib.nullcontext(silent) as progress:
+            run_in_worker(
+                function,
+                job.root,
+                arguments,
+                threads=job.threads,
+                limit_seconds=job.limit_seconds,
+                progress=progress,
+            )
     return [storage.uri(layout.record_path(spec.ref, part)) for spec in specs]
-
-
-@contextlib.contextmanager
-def _torch_threads(threads: int | None) -> Iterator[None]:
-    """Run with a fixed thread count: the same count gives the same bits."""
-    before = torch.get_num_threads()
-    if threads is not None:
-        torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -7,94 +7,64 @@ from prefect import task
 from sae.extract import corpus, given, tokens
 from sae.extract import part as parts
 from sae.extract.config import GivenPartsSpec, PartsSpec, SegmentSpec, Source, TokensSpec
+from sae.store import snapshot
 from sae.store.snapshot import SnapshotSpec
-from sae.store.snapshot import commit_snapshot as freeze
 from sae.subject import embedded, huggingface
 from sae.subject.config import EmbeddedLMSpec, HFModelSpec, TokenizerSpec
-from tasks.caching import TASK_OPTIONS, produce
+from tasks import calls
+from tasks.caching import TASK_OPTIONS, Job, produce
 
 
 @task(task_run_name="freeze-segment-{spec.fingerprint}", **TASK_OPTIONS)
-def freeze_segment(spec: SegmentSpec, root: str, source: Source, recompute: bool = False) -> list[str]:
+def freeze_segment(spec: SegmentSpec, job: Job, source: Source) -> list[str]:
     """Record what a segment of the corpus is."""
-    return produce(root, [spec], lambda storage, _: corpus.commit_segment(storage, spec, source), recompute=recompute)
+    return produce(job, [spec], corpus.commit_segment, {"spec": spec, "source": source})
 
 
 @task(task_run_name="train-tokenizer-{spec.fingerprint}", **TASK_OPTIONS)
-def train_tokenizer(spec: TokenizerSpec, root: str, source: Source, recompute: bool = False) -> list[str]:
+def train_tokenizer(spec: TokenizerSpec, job: Job, source: Source) -> list[str]:
     """Train the embedded model's tokenizer."""
-    return produce(
-        root,
-        [spec],
-        lambda storage, progress: embedded.train_tokenizer(
-            storage, spec, corpus.training_texts(storage, spec.segments[0], source), progress=progress
-        ),
-        recompute=recompute,
-        bar="tokenizer",
-    )
+    return produce(job, [spec], calls.train_tokenizer, {"spec": spec, "source": source}, bar="tokenizer")
 
 
 @task(task_run_name="train-subject-{spec.fingerprint}", **TASK_OPTIONS)
-def train_subject(spec: EmbeddedLMSpec, root: str, recompute: bool = False, threads: int | None = None) -> list[str]:
+def train_subject(spec: EmbeddedLMSpec, job: Job, checkpoint_every_steps: int) -> list[str]:
     """Train the embedded language model."""
-    return produce(
-        root,
-        [spec],
-        lambda storage, progress: embedded.train_embedded_lm(storage, spec, progress=progress),
-        recompute=recompute,
-        threads=threads,
-        bar="subject: training",
-    )
+    arguments = {"spec": spec, "checkpoint_every_steps": checkpoint_every_steps}
+    return produce(job, [spec], embedded.train_embedded_lm, arguments, bar="subject: training")
 
 
 @task(task_run_name="pin-subject-{spec.fingerprint}", **TASK_OPTIONS)
-def pin_subject(spec: HFModelSpec, root: str, recompute: bool = False) -> list[str]:
+def pin_subject(spec: HFModelSpec, job: Job) -> list[str]:
     """Pin a Hugging Face model to a revision."""
-    return produce(root, [spec], lambda storage, _: huggingface.pin_subject(storage, spec), recompute=recompute)
+    return produce(job, [spec], huggingface.pin_subject, {"spec": spec})
 
 
 @task(task_run_name="tokenize-segment-{spec.fingerprint}", **TASK_OPTIONS)
-def tokenize_segment(spec: TokensSpec, root: str, source: Source, recompute: bool = False) -> list[str]:
+def tokenize_segment(spec: TokensSpec, job: Job, source: Source) -> list[str]:
     """Turn a segment's documents into contexts."""
-    return produce(
-        root,
-        [spec],
-        lambda storage, progress: tokens.tokenize_segment(storage, spec, source, progress=progress),
-        recompute=recompute,
-        bar="tokens",
-    )
+    return produce(job, [spec], tokens.tokenize_segment, {"spec": spec, "source": source}, bar="tokens")
 
 
 @task(task_run_name="plan-parts-{specs[0].fingerprint}", **TASK_OPTIONS)
-def plan_parts(specs: Sequence[PartsSpec], root: str, recompute: bool = False) -> list[str]:
+def plan_parts(specs: Sequence[PartsSpec], job: Job) -> list[str]:
     """Decide how many parts the hook points' activations make."""
-    return produce(
-        root, specs, lambda storage, _: [parts.plan_parts(storage, spec) for spec in specs], recompute=recompute
-    )
+    return produce(job, specs, calls.plan_parts, {"specs": list(specs)})
 
 
 @task(task_run_name="extract-part-{part:05d}", **TASK_OPTIONS)
-def extract_part(
-    specs: Sequence[PartsSpec], part: int, root: str, recompute: bool = False, threads: int | None = None
-) -> list[str]:
+def extract_part(specs: Sequence[PartsSpec], part: int, job: Job) -> list[str]:
     """Run the model over one part's contexts; write the part of every hook point."""
-    return produce(
-        root,
-        specs,
-        lambda storage, _: parts.extract_part(storage, specs, part),
-        part=part,
-        recompute=recompute,
-        threads=threads,
-    )
+    return produce(job, specs, parts.extract_part, {"specs": list(specs), "part": part}, part=part)
 
 
 @task(task_run_name="import-activations-{spec.fingerprint}", **TASK_OPTIONS)
-def import_activations(spec: GivenPartsSpec, root: str, recompute: bool = False) -> list[str]:
+def import_activations(spec: GivenPartsSpec, job: Job) -> list[str]:
     """Write given activations as parts."""
-    return produce(root, [spec], lambda storage, _: given.import_activations(storage, spec), recompute=recompute)
+    return produce(job, [spec], given.import_activations, {"spec": spec})
 
 
 @task(task_run_name="commit-snapshot-{spec.fingerprint}", **TASK_OPTIONS)
-def commit_snapshot(spec: SnapshotSpec, root: str, recompute: bool = False) -> list[str]:
+def commit_snapshot(spec: SnapshotSpec, job: Job) -> list[str]:
     """Freeze the list of finished parts that training reads."""
-    return produce(root, [spec], lambda storage, _: freeze(storage, spec), recompute=recompute)
+    return produce(job, [spec], snapshot.commit_snapshot, {"spec": spec})

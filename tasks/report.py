@@ -4,66 +4,34 @@ from typing import Any
 
 from prefect import task
 
-from sae.evaluate import evaluate
 from sae.evaluate.config import EvaluationSpec
 from sae.report import render
 from sae.report.config import ReportSpec
 from sae.statistics import statistics
 from sae.statistics.config import StatisticsSpec
-from sae.train import in_memory
-from tasks.caching import TASK_OPTIONS, produce
+from tasks import calls
+from tasks.caching import TASK_OPTIONS, Job, produce
 
 
 @task(task_run_name="evaluate-sae-{spec.fingerprint}", **TASK_OPTIONS)
-def evaluate_sae(spec: EvaluationSpec, root: str, recompute: bool = False, threads: int | None = None) -> list[str]:
+def evaluate_sae(spec: EvaluationSpec, job: Job) -> list[str]:
     """Measure an SAE on held-out documents, beside its controls."""
-    return produce(
-        root,
-        [spec],
-        lambda storage, progress: evaluate.evaluate_sae(
-            storage, spec, train_replicates=in_memory.train_replicates, progress=progress
-        ),
-        recompute=recompute,
-        threads=threads,
-        bar="evaluation",
-    )
+    return produce(job, [spec], calls.evaluate_sae, {"spec": spec}, bar="evaluation")
 
 
 @task(task_run_name="statistics-part-{part:05d}", **TASK_OPTIONS)
-def statistics_of_part(
-    spec: StatisticsSpec, part: int, root: str, recompute: bool = False, threads: int | None = None
-) -> list[str]:
+def statistics_of_part(spec: StatisticsSpec, part: int, job: Job) -> list[str]:
     """Count one part's firings."""
-    return produce(
-        root,
-        [spec],
-        lambda storage, _: statistics.statistics_of_part(storage, spec, part),
-        part=part,
-        recompute=recompute,
-        threads=threads,
-    )
+    return produce(job, [spec], statistics.statistics_of_part, {"spec": spec, "part": part}, part=part)
 
 
 @task(task_run_name="merge-statistics-{spec.fingerprint}", **TASK_OPTIONS)
-def merge_statistics(spec: StatisticsSpec, root: str, recompute: bool = False, threads: int | None = None) -> list[str]:
+def merge_statistics(spec: StatisticsSpec, job: Job) -> list[str]:
     """Merge the parts' statistics into tables of latents and examples."""
-    return produce(
-        root,
-        [spec],
-        lambda storage, progress: statistics.merge_statistics(storage, spec, progress=progress),
-        recompute=recompute,
-        threads=threads,
-        bar="statistics: examples",
-    )
+    return produce(job, [spec], statistics.merge_statistics, {"spec": spec}, bar="statistics: examples")
 
 
 @task(task_run_name="render-report-{spec.fingerprint}", **TASK_OPTIONS)
-def render_report(spec: ReportSpec, root: str, lineage: list[dict[str, Any]], recompute: bool = False) -> list[str]:
+def render_report(spec: ReportSpec, job: Job, lineage: list[dict[str, Any]]) -> list[str]:
     """Write the report."""
-    return produce(
-        root,
-        [spec],
-        lambda storage, progress: render.render_report(storage, spec, lineage, progress=progress),
-        recompute=recompute,
-        bar="report",
-    )
+    return produce(job, [spec], render.render_report, {"spec": spec, "lineage": lineage}, bar="report")

@@ -1,18 +1,28 @@
 """Which errors are worth a retry, and how long to wait."""
 
+import logging
 from typing import Any
 
 from sae.errors import PipelineError
+from tasks.process import is_stopping
 
-NETWORK_ERRORS = (ConnectionError, TimeoutError, BrokenPipeError)
+logger = logging.getLogger(__name__)
+
+NETWORK_ERRORS = (ConnectionError, TimeoutError)
 
 
 def is_retryable(task: Any, task_run: Any, state: Any) -> bool:
-    """Prefect's `retry_condition_fn`: errors of the world outside may pass, a user's error never does."""
+    """Prefect's `retry_condition_fn`: errors of the world outside may pass, a user's error never does.
+
+    It is asked only while there are retries left.
+    """
+    if is_stopping():
+        return False
     error = state.result(raise_on_failure=False)
-    if isinstance(error, PipelineError):
-        return error.retryable
-    return isinstance(error, NETWORK_ERRORS)
+    passing = error.retryable if isinstance(error, PipelineError) else isinstance(error, NETWORK_ERRORS)
+    if passing:
+        logger.warning("%s: %s; it will be tried again", getattr(task, "name", "task"), error)
+    return passing
 
 
 def delays(first_seconds: float, n_retries: int) -> list[float]:

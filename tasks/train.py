@@ -4,30 +4,16 @@ from collections.abc import Sequence
 
 from prefect import task
 
+from sae.store.filesystem import Storage
 from sae.train import loop
 from sae.train.config import SAESpec
-from tasks.caching import TASK_OPTIONS, is_stored, produce
+from tasks.caching import TASK_OPTIONS, Job, is_stored, produce
 
 
 @task(task_run_name="train-sae-{specs[0].fingerprint}", **TASK_OPTIONS)
-def train_sae(
-    specs: Sequence[SAESpec],
-    root: str,
-    checkpoint_every_steps: int,
-    recompute: bool = False,
-    threads: int | None = None,
-) -> list[str]:
+def train_sae(specs: Sequence[SAESpec], job: Job, checkpoint_every_steps: int) -> list[str]:
     """Train the SAEs of a sweep from one read of their activations; those in the store already are left out."""
-    return produce(
-        root,
-        specs,
-        lambda storage, progress: loop.train_saes(
-            storage,
-            [spec for spec in specs if recompute or not is_stored(storage, [spec])],
-            checkpoint_every_steps=checkpoint_every_steps,
-            progress=progress,
-        ),
-        recompute=recompute,
-        threads=threads,
-        bar="sae: training",
-    )
+    storage = Storage(job.root)
+    missing = [spec for spec in specs if job.recompute or not is_stored(storage, [spec])]
+    arguments = {"specs": missing, "checkpoint_every_steps": checkpoint_every_steps}
+    return produce(job, specs, loop.train_saes, arguments, bar="sae: training")

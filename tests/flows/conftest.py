@@ -1,6 +1,7 @@
 """A pipeline small enough to run many times."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -52,3 +53,34 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus")
     write_corpus(folder)
     return folder
+
+
+@pytest.fixture
+def shared_server(prefect_backend: None) -> dict[str, Any]:
+    """An environment in which a run uses the tests' Prefect server, and so starts ten seconds sooner."""
+    from prefect.settings import PREFECT_API_URL
+
+    return {"PREFECT_API_URL": PREFECT_API_URL.value()}
+
+
+def with_settings(config: PipelineConfig, changes: dict[str, Any]) -> PipelineConfig:
+    """The config with whole sections replaced."""
+    return PipelineConfig.model_validate_json(json.dumps(config.model_dump(mode="json") | changes))
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, corpus: Path, prefect_backend: None) -> PipelineConfig:
+    """A finished run; tests copy its root before they change anything."""
+    from flows.pipeline import pipeline
+
+    config = tiny_config(tmp_path_factory.mktemp("finished") / "root", corpus)
+    pipeline(config)
+    return config
+
+
+@pytest.fixture
+def copy(finished: PipelineConfig, tmp_path: Path) -> PipelineConfig:
+    """The finished run on a root of its own."""
+    root = tmp_path / "root"
+    shutil.copytree(finished.execution.root, root)
+    return with_settings(finished, {"execution": {"root": str(root), "retry_delay_seconds": 0}})

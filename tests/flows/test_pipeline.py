@@ -15,7 +15,7 @@ from sae.errors import InputError, StoreError
 from sae.plan import PipelineConfig, make_plan
 from sae.store.filesystem import Storage
 from sae.store.records import require_record, verify
-from tests.flows.conftest import tiny_config
+from tests.flows.conftest import tiny_config, with_settings
 
 pytestmark = pytest.mark.usefixtures("prefect_backend")
 
@@ -41,25 +41,10 @@ def recorded_files(root: str) -> dict[str, list[dict[str, Any]]]:
     return {str(path.relative_to(root)): json.loads(path.read_text())["files"] for path in paths}
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, corpus: Path, prefect_backend: None) -> PipelineConfig:
-    """A finished run; tests copy its root before they change anything."""
-    config = tiny_config(tmp_path_factory.mktemp("finished") / "root", corpus)
-    outcomes = run(config)
+def test_a_first_run_computes_every_stage(tmp_path: Path, corpus: Path) -> None:
+    outcomes = run(tiny_config(tmp_path / "root", corpus))
     assert {outcome["outcome"] for outcome in outcomes} == {"computed"}
     assert computed(outcomes) == {"subject", "tokens", "activations", "sae", "evaluation", "statistics", "report"}
-    return config
-
-
-@pytest.fixture
-def copy(finished: PipelineConfig, tmp_path: Path) -> PipelineConfig:
-    root = tmp_path / "root"
-    shutil.copytree(finished.execution.root, root)
-    return with_settings(finished, {"execution": {"root": str(root), "retry_delay_seconds": 0}})
-
-
-def with_settings(config: PipelineConfig, changes: dict[str, Any]) -> PipelineConfig:
-    return PipelineConfig.model_validate_json(json.dumps(config.model_dump(mode="json") | changes))
 
 
 def test_every_artefact_is_there_with_the_recorded_bytes(finished: PipelineConfig) -> None:

@@ -1,0 +1,263 @@
+"""Library calls in worker processes: they can be killed at a deadline, lost without harm, and asked to stop.
+
+A worker is started when it is first needed and kept for the next call, because importing torch takes seconds. It has
+a process group of its own and dies with this process. What a call makes travels through the store; requests and
+replies are lines of JSON.
+"""
+
+import atexit
+import contextlib
+import json
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from pydantic_core import to_jsonable_python
+
+from sae import errors
+from sae.errors import DamagedError, PipelineError, StopRequested, TransientError
+from sae.progress import Progress, silent
+from tasks.tied import with_import_path
+
+logger = logging.getLogger(__name__)
+
+STOP_SECONDS = 30.0
+"""How long a worker may take to save and end when it is asked to stop."""
+
+READ_AT_START = ("AWS_", "HF_", "OMP_", "TOKENIZERS_", "TRANSFORMERS_")
+"""Beginnings of the environment variables that the libraries in a worker read once: credentials, caches, threads."""
+
+_idle: list["_Worker"] = []
+_busy: set["_Worker"] = set()
+_lock = threading.Lock()
+_stopping = threading.Event()
+_starter = ThreadPoolExecutor(1, thread_name_prefix="worker-starter")
+"""Starts every worker: a worker dies with the thread that started it, and tasks' threads come and go."""
+
+
+class WorkerCrash(Exception):
+    """A library call failed with an error that is not ours: a bug. The message holds the worker's traceback."""
+
+
+class _Worker:
+    """One child process."""
+
+    def __init__(self) -> None:
+        self.environment = _environment()
+        read_end, write_end = os.pipe()
+        defaults = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "tasks.worker", str(write_end), str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=sys.stderr.fileno() if _has_descriptor(sys.stderr) else subprocess.DEVNULL,
+            pass_fds=(write_end,),
+            env=with_import_path(defaults | os.environ),
+            start_new_session=True,
+        )
+        os.close(write_end)
+        self._replies = os.fdopen(read_end, "rb", buffering=0)
+        self._readable = select.poll()  # select() ends at descriptor 1024
+        self._readable.register(read_end, select.POLLIN)
+        self._pending = b""
+
+    def send(self, request: dict[str, Any]) -> None:
+        """Raises: BrokenPipeError when it has died."""
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps(request).encode() + b"\n")
+        self.process.stdin.flush()
+
+    def receive(self, seconds: float) -> dict[str, Any] | None:
+        """The next reply, None when none came in time. Raises: EOFError when the process has died."""
+        while b"\n" not in self._pending:
+            if not self._readable.poll(max(0.0, seconds) * 1000):
+                return None
+            block = self._replies.read(1 << 16)
+            if not block:
+                raise EOFError
+            self._pending += block
+        line, _, self._pending = self._pending.partition(b"\n")
+        return dict(json.loads(line))
+
+    def kill(self) -> None:
+        """End it and whatever it started, now: between calls it holds nothing that could be lost."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        assert self.process.stdin
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
+        self._replies.close()
+
+    def how_it_ended(self) -> str:
+        """`was killed by SIGKILL`, or its exit status."""
+        code = self.process.wait()
+        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+
+
+def run_in_worker(
+    function: Callable[..., Any],
+    root: str,
+    arguments: dict[str, Any],
+    *,
+    threads: int | None = None,
+    limit_seconds: float | None = None,
+    progress: Progress = silent,
+) -> None:
+    """Call `function(Storage(root), **arguments, progress=...)` in a worker process and wait for it.
+
+    Args:
+        function: of a module that a worker can import; what it returns is dropped.
+        arguments: JSON values and configs; the function's type hints say what they become in the worker.
+        limit_seconds: wall-clock limit; the worker's whole process group is killed then, also in blocked C code.
+
+    Raises:
+        PipelineError: what the function raised, of the same type.
+        TransientError: the worker was lost, or took too long.
+        WorkerCrash: the function failed in a way that was not foreseen.
+        StopRequested: workers are being stopped.
+    """
+    name = f"{function.__module__}:{function.__qualname__}"
+    request = {"function": name, "root": root, "arguments": to_jsonable_python(arguments), "threads": threads}
+    deadline = time.monotonic() + limit_seconds if limit_seconds is not None else float("inf")
+    worker = _take()
+    try:
+        worker.send(request)
+        reply = _wait(worker, name, deadline, limit_seconds, progress)
+    except (EOFError, BrokenPipeError) as err:
+        _drop(worker)
+        raise TransientError(
+            f"the worker process of {name} (pid {worker.process.pid}) {worker.how_it_ended()}. What it had committed "
+            f"and its checkpoints are kept."
+        ) from err
+    except BaseException:
+        _drop(worker)
+        raise
+    if reply.get("error", {}).get("type") == "StopRequested":  # it ends after this reply
+        _drop(worker)
+    else:
+        _give_back(worker)
+    if "crash" in reply:
+        raise WorkerCrash(f"{name} failed in a way that was not foreseen:\n{reply['crash']}")
+    if "error" in reply:
+        raise _as_error(reply["error"])
+
+
+def start_workers(count: int) -> None:
+    """Start so many workers ahead of their first call, without waiting for them."""
+    for _ in range(count):
+        _starter.submit(lambda: _give_back(_Worker()))
+
+
+def stop_workers() -> None:
+    """Ask busy workers to save and end; kill those that do not in time. Calls fail from now on, until `accept_work`."""
+    _stopping.set()
+    with _lock:
+        busy = list(_busy)
+    for worker in busy:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker.process.pid, signal.SIGTERM)
+    if busy:
+        logger.info("stopping: waiting for %d worker%s to save", len(busy), "s" * (len(busy) > 1))
+    deadline = time.monotonic() + STOP_SECONDS
+    while time.monotonic() < deadline and any(worker.process.poll() is None for worker in busy):
+        time.sleep(0.05)
+    for worker in busy:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(worker.process.pid, signal.SIGKILL)
+
+
+def accept_work() -> None:
+    """Take calls again after `stop_workers`."""
+    _stopping.clear()
+
+
+def is_stopping() -> bool:
+    """Whether workers are being stopped, so that nothing should be tried again."""
+    return _stopping.is_set()
+
+
+def _wait(
+    worker: _Worker, name: str, deadline: float, limit_seconds: float | None, progress: Progress
+) -> dict[str, Any]:
+    while True:
+        reply = worker.receive(min(1.0, deadline - time.monotonic()))
+        if reply is None:
+            if time.monotonic() >= deadline:
+                worker.kill()
+                raise TransientError(
+                    f"{name} took longer than {limit_seconds:g} s (execution.task_limit_seconds) and was killed"
+                )
+        elif "progress" in reply:
+            progress(*reply["progress"])
+        elif "log" in reply:
+            source, level, message = reply["log"]
+            logging.getLogger(source).log(level, "%s", message)
+        else:
+            return reply
+
+
+def _as_error(error: dict[str, Any]) -> PipelineError:
+    if error["type"] == "DamagedError":
+        return DamagedError(error["message"], error["ref"], error["part"])
+    kind = getattr(errors, error["type"], PipelineError)
+    return kind(error["message"]) if issubclass(kind, PipelineError) else PipelineError(error["message"])
+
+
+def _take() -> _Worker:
+    """An idle worker with today's environment, or a new one."""
+    while True:
+        if _stopping.is_set():
+            raise StopRequested("stopped")
+        with _lock:
+            worker = _idle.pop() if _idle else None
+            if worker is not None and worker.environment == _environment() and worker.process.poll() is None:
+                _busy.add(worker)
+                return worker
+        if worker is None:
+            break
+        worker.kill()
+    worker = _starter.submit(_Worker).result()
+    with _lock:
+        _busy.add(worker)
+    return worker
+
+
+def _give_back(worker: _Worker) -> None:
+    with _lock:
+        _busy.discard(worker)
+        _idle.append(worker)
+
+
+def _drop(worker: _Worker) -> None:
+    with _lock:
+        _busy.discard(worker)
+    worker.kill()
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith(READ_AT_START)}
+
+
+def _has_descriptor(stream: Any) -> bool:
+    try:
+        stream.fileno()
+    except (AttributeError, OSError, ValueError):
+        return False
+    return True
+
+
+@atexit.register
+def _kill_all() -> None:
+    with _lock:
+        workers = [*_idle, *_busy]
+        _idle.clear()
+    for worker in workers:
+        worker.kill()

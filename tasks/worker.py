@@ -1,0 +1,130 @@
+"""The child side of a task: runs library calls, one at a time, and reports in lines of JSON.
+
+Started by `tasks.process`. It reads requests from stdin and writes replies to the file descriptor it is given. It
+imports no Prefect. SIGTERM asks the work to end at its next progress call: training saves a checkpoint first.
+"""
+
+import importlib
+import inspect
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any, TextIO, get_type_hints
+
+from pydantic import TypeAdapter
+
+from sae.errors import PipelineError, StopRequested
+from tasks.tied import tie_to, watch
+
+PROGRESS_SECONDS = 0.1
+"""Between progress lines."""
+
+
+class _Replies:
+    """Writes JSON lines to the parent, from any thread."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._lock = stream, threading.Lock()
+
+    def send(self, **reply: Any) -> None:
+        line = json.dumps(reply)
+        with self._lock:
+            try:
+                self._stream.write(f"{line}\n")
+                self._stream.flush()
+            except BrokenPipeError:  # nobody is there to work for
+                os._exit(1)
+
+
+class _Stop:
+    """Whether SIGTERM has come."""
+
+    def __init__(self) -> None:
+        self.requested = self.busy = False
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        self.requested = True
+        if not self.busy:
+            os._exit(0)
+
+
+class _Forward(logging.Handler):
+    """Log records to the parent, which knows where they are shown."""
+
+    def __init__(self, replies: _Replies) -> None:
+        super().__init__(logging.INFO)
+        self._replies = replies
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._replies.send(log=[record.name, record.levelno, record.getMessage()])
+
+
+def main(replies_fd: int, parent: int) -> None:
+    """Serve requests until stdin is closed."""
+    tie_to(parent)
+    watch(parent)
+    replies = _Replies(os.fdopen(replies_fd, "w", encoding="utf-8"))
+    stop = _Stop()
+    logging.basicConfig(level=logging.WARNING, handlers=[_Forward(replies)])
+    for name in ("sae", "tasks"):
+        logging.getLogger(name).setLevel(logging.INFO)
+    for line in sys.stdin.buffer:
+        stop.busy = True
+        replies.send(**_answer(json.loads(line), replies, stop))
+        if stop.requested:
+            return
+        stop.busy = False
+
+
+def _answer(request: dict[str, Any], replies: _Replies, stop: _Stop) -> dict[str, Any]:
+    last_sent = 0.0
+
+    def progress(done: int, total: int, unit: str, note: str = "") -> None:
+        nonlocal last_sent
+        if stop.requested:
+            raise StopRequested("stopped by SIGTERM")
+        now = time.monotonic()
+        if done >= total or now - last_sent >= PROGRESS_SECONDS:
+            last_sent = now
+            replies.send(progress=[int(done), int(total), unit, note])
+
+    try:
+        _call(request, progress)
+    except PipelineError as err:
+        place = {"ref": err.ref, "part": err.part} if hasattr(err, "ref") and hasattr(err, "part") else {}
+        return {"error": {"type": type(err).__name__, "message": str(err)} | place}
+    except (ConnectionError, TimeoutError) as err:
+        return {"error": {"type": "TransientError", "message": f"{type(err).__name__}: {err}"}}
+    except Exception:
+        return {"crash": traceback.format_exc()}
+    return {"done": True}
+
+
+def _call(request: dict[str, Any], progress: Callable[..., None]) -> None:
+    import torch
+
+    from sae.store.filesystem import Storage
+
+    if request["threads"] is not None:  # the same count gives the same bits
+        torch.set_num_threads(request["threads"])
+    module, _, name = request["function"].partition(":")
+    function = getattr(importlib.import_module(module), name)
+    hints = get_type_hints(function, include_extras=True)
+    arguments = {
+        key: TypeAdapter(hints[key]).validate_json(json.dumps(value)) for key, value in request["arguments"].items()
+    }
+    if "progress" in inspect.signature(function).parameters:
+        arguments["progress"] = progress
+    function(Storage(request["root"]), **arguments)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,118 @@
+"""The command line as real processes that can be killed, and what they leave behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sae.plan import PipelineConfig, make_plan
+from sae.store.filesystem import Storage
+from sae.store.records import read_record, verify
+
+MARK = "SAE_PIPELINE_TEST_RUN"
+"""In the environment of a run and of everything it starts."""
+
+
+class CommandLine:
+    """`sae-pipeline run CONFIG` as a process.
+
+    Args:
+        environment: what it has beside this process's own environment; None takes a name out.
+    """
+
+    def __init__(self, config: PipelineConfig, folder: Path, *options: str, **environment: str | None) -> None:
+        self.mark = uuid.uuid4().hex
+        file = folder / f"{self.mark}.json"
+        file.write_text(config.model_dump_json())
+        names = dict(os.environ) | {MARK: self.mark} | environment
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", "run", str(file), "--json", *options],
+            cwd=Path(__file__).parents[2],
+            env={name: value for name, value in names.items() if value is not None},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def finish(self, seconds: float = 240) -> tuple[int, dict[str, Any], str]:
+        """Wait for its end. Returns: exit code, the JSON of its last line (empty on failure), stderr."""
+        out, err = self.process.communicate(timeout=seconds)
+        lines = out.splitlines()
+        return self.process.returncode, json.loads(lines[-1]) if lines else {}, err
+
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """Send a signal to the command itself."""
+        self.process.send_signal(number)
+
+    def children(self, name: str) -> list[int]:
+        """Processes of this run whose command line holds `name`."""
+        return [pid for pid in self.alive() if name in _command(pid)]
+
+    def alive(self) -> list[int]:
+        """Every living process of this run, itself and children of children."""
+        return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and self._owns(entry)]
+
+    def _owns(self, entry: Path) -> bool:
+        try:
+            return (
+                f"{MARK}={self.mark}".encode() in (entry / "environ").read_bytes()
+                and (entry / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+            )
+        except OSError:
+            return False
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.02)
+
+
+def count_records(root: str) -> int:
+    return sum(1 for pattern in ("*/*/record.json", "*/*/part-*.json") for _ in Path(root).glob(pattern))
+
+
+def contents(config: PipelineConfig) -> dict[str, str]:
+    """Content digest of every artefact of the plan and of all parts, each verified against its files."""
+    storage = Storage(config.execution.root)
+    found = {}
+    for spec in make_plan(config).specs():
+        parts = [
+            int(name[5:10]) for name in storage.list(spec.ref) if name.startswith("part-") and name.endswith(".json")
+        ]
+        for part in (None, *parts):
+            record = read_record(storage, spec.ref, part)
+            assert record is not None, f"{spec.ref} was never finished"
+            assert verify(storage, record) == []
+            found[f"{spec.ref} {part}"] = record.content
+    return found
+
+
+def strays(root: str) -> list[str]:
+    """Files under a local root that no commit record names, staging and Prefect's results aside."""
+    named = set()
+    for pattern in ("*/*/record.json", "*/*/part-*.json"):
+        for path in Path(root).glob(pattern):
+            record = json.loads(path.read_text())
+            folder = path.parent if record["part"] is None else path.parent / path.stem
+            named |= {path, *(folder / record["content"] / entry["name"] for entry in record["files"])}
+    files = {path for path in Path(root).rglob("*") if path.is_file()}
+    return sorted(
+        str(path.relative_to(root))
+        for path in files - named
+        if path.relative_to(root).parts[0] not in (".staging", ".prefect")
+    )
