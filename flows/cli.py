@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 # Nothing here may import torch: its threads read their settings from the environment when it is loaded.
 from flows.stages import FLOW_STAGES, STAGES
 from sae.errors import ConfigError, InputError, PipelineError, TransientError
+from tasks.process import WorkerCrash
 
 if TYPE_CHECKING:
     from sae.plan import PipelineConfig, Plan
@@ -52,11 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(show(options.uri, check=options.verify))
         else:
             _run(options)
-    except (ConfigError, InputError) as err:
+    except WorkerCrash as err:
+        # The trace of the worker says where; the rest of this one is Prefect's.
         print(f"sae-pipeline: {err}", file=sys.stderr)
-        return USER_ERROR
+        return FAILURE
     except PipelineError as err:
-        print(f"sae-pipeline: {err}", file=sys.stderr)
+        print(f"sae-pipeline: {' '.join(str(err).splitlines())}", file=sys.stderr)  # file names may hold newlines
+        if isinstance(err, ConfigError | InputError):
+            return USER_ERROR
         return RETRY if err.retryable else FAILURE
     except KeyboardInterrupt as err:
         print("sae-pipeline: stopped; the same command goes on where it stopped", file=sys.stderr)
@@ -107,6 +111,7 @@ def _run(options: argparse.Namespace) -> None:
     from flows.settings import load_config
     from sae.plan import check_plan, make_plan
     from sae.store.filesystem import Storage
+    from tasks.progress import show_progress
 
     for option in ("only", "refresh"):
         stage, own = getattr(options, option), FLOW_STAGES.get(options.command, STAGES)
@@ -116,7 +121,8 @@ def _run(options: argparse.Namespace) -> None:
     started = time.perf_counter()
     # Everything that can be wrong with the input is found here, before a server starts.
     Storage(config.execution.root).check_writable()
-    plan = make_plan(config)
+    with show_progress("corpus") as progress:
+        plan = make_plan(config, progress)
     check_plan(plan)
     outcomes = _call_flow(options, config)
     _print_summary(config, plan, outcomes, time.perf_counter() - started, as_json=options.json)
@@ -126,7 +132,7 @@ def _call_flow(options: argparse.Namespace, config: "PipelineConfig") -> list[di
     import httpx
 
     from flows.server import prefect_server
-    from tasks.process import WorkerCrash, start_workers
+    from tasks.process import start_workers
 
     module, name = {"run": ("pipeline", "pipeline")}.get(options.command, (options.command, options.command))
     flow = getattr(importlib.import_module(f"flows.{module}"), name)
@@ -134,10 +140,9 @@ def _call_flow(options: argparse.Namespace, config: "PipelineConfig") -> list[di
     try:
         with prefect_server():
             return list(flow(config, only=options.only, refresh=options.refresh))
-    except WorkerCrash as err:
-        # The trace of the worker says where; the rest of this one is Prefect's.
-        raise PipelineError(str(err)) from err
-    except httpx.HTTPError as err:
+    except (httpx.HTTPError, RuntimeError) as err:
+        if isinstance(err, RuntimeError) and "Failed to reach API" not in str(err):  # Prefect has no error type for it
+            raise
         raise TransientError(
             f"the Prefect server failed ({os.environ.get('PREFECT_API_URL', 'of this run')}): {type(err).__name__}: "
             f"{err}. What was finished is in the store; run the same command again."

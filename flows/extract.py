@@ -8,7 +8,8 @@ from flows.repair import Outcomes, run_repairing
 from flows.run import Run
 from flows.stages import Stage
 from sae.config import Spec
-from sae.plan import PipelineConfig, Place, Plan, make_plan
+from sae.plan import PipelineConfig, Place, Plan, check_plan, make_plan
+from sae.preflight import check_tokens
 from sae.store.records import require_record
 from sae.store.snapshot import parts_wanted
 from sae.subject.config import EmbeddedLMSpec, HFModelSpec
@@ -24,6 +25,7 @@ def extract(
     Returns: the outcome of every task.
     """
     plan = make_plan(config)
+    check_plan(plan)
 
     def go(repair: tuple[str, ...], outcomes: Outcomes) -> None:
         with Run(config.execution, only, refresh, repair, outcomes) as run:
@@ -47,6 +49,7 @@ def extract_plan(run: Run, plan: Plan, suffix: str) -> None:
         for tokens in plan.tokens:
             run.do("tokens", tasks.tokenize_segment, [tokens], source=sources[tokens.segment])
         run.tell("tokens", _tokens_line(run, plan))
+        check_tokens(run.storage, plan)
     if isinstance(plan.subject, EmbeddedLMSpec):
         run.train("subject", tasks.train_subject, [plan.subject])
     if plan.subject is not None:

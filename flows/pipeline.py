@@ -15,7 +15,7 @@ from flows.report import report
 from flows.server import prefect_server
 from flows.stages import FLOW_STAGES, Stage
 from flows.train import train
-from sae.plan import PipelineConfig
+from sae.plan import PipelineConfig, check_plan, make_plan
 
 
 @flow(name="pipeline", flow_run_name="pipeline: {config.report.title}")
@@ -33,6 +33,7 @@ def pipeline(
 
     Returns: the outcome of every task: stage, task, ref, part, computed or cached.
     """
+    check_plan(make_plan(config))
 
     def go(repair: tuple[str, ...], outcomes: Outcomes) -> None:
         for each in (extract, train, report):

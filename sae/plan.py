@@ -1,18 +1,13 @@
-"""The whole configuration, and from it every artefact's identity before anything runs."""
+"""From the whole configuration every artefact's identity, before anything runs."""
 
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 
-from pydantic import Field, model_validator
-
-from sae.config import FrozenConfig, Spec
+from sae.config import Spec
+from sae.errors import InputError
 from sae.evaluate.config import EvaluationConfig, EvaluationSpec
 from sae.extract.config import (
     ActivationsConfig,
-    AnyActivations,
-    CorpusConfig,
     GivenActivations,
     GivenPartsSpec,
     PartsSpec,
@@ -21,82 +16,19 @@ from sae.extract.config import (
     Split,
     TokensSpec,
 )
-from sae.extract.corpus import resolve_segment
+from sae.extract.corpus import Tally, measure_segment
 from sae.extract.given import resolve_given_content
-from sae.report.config import ReportConfig, ReportedSAE, ReportSpec
-from sae.statistics.config import StatisticsConfig, StatisticsSpec
+from sae.pipeline_config import ExecutionConfig, PipelineConfig
+from sae.preflight import check_root, check_sizes
+from sae.progress import Progress, silent
+from sae.report.config import ReportedSAE, ReportSpec
+from sae.statistics.config import StatisticsSpec
 from sae.store.snapshot import SnapshotSpec
-from sae.subject.config import EmbeddedLM, EmbeddedLMSpec, HFModelSpec, SubjectConfig, SubjectSpec, TokenizerSpec
+from sae.subject.config import EmbeddedLM, EmbeddedLMSpec, HFModelSpec, SubjectSpec, TokenizerSpec
 from sae.subject.huggingface import resolve_pin
-from sae.subject.preflight import check_subject
 from sae.train.config import SAESpec, TrainConfig
 
-
-class ExecutionConfig(FrozenConfig):
-    """Where and how it runs. Outside every fingerprint: it never changes a result."""
-
-    root: str = Field("runs", min_length=1)
-    """A local folder, `s3://bucket/prefix` or (in one process) `memory://name`."""
-    max_workers: int = Field(2, gt=0)
-    """Tasks at once where tasks fan out (parts)."""
-    threads: int | None = Field(None, gt=0)
-    """Torch threads per task. None: all cores for single tasks, cores / max_workers where tasks fan out."""
-    retries: int = Field(3, ge=0)
-    """Of a task whose error may pass (storage, network, a lost child process)."""
-    retry_delay_seconds: float = Field(5.0, ge=0)
-    """Before the first retry; doubled for each further one."""
-    checkpoint_every_steps: int = Field(200, gt=0)
-    """Optimizer steps between checkpoints of a training run."""
-
-
-class PipelineConfig(FrozenConfig):
-    """One run, from text (or given activations) to a report. Sections carry the stages' names."""
-
-    subject: SubjectConfig | None = None
-    corpus: CorpusConfig | None = None
-    activations: AnyActivations
-    saes: tuple[TrainConfig, ...] = Field(min_length=1)
-    """A sweep: all are trained from one read of the activations."""
-    evaluation: EvaluationConfig = EvaluationConfig()
-    statistics: StatisticsConfig = StatisticsConfig()
-    report: ReportConfig = ReportConfig()
-    seed: int = 0
-    """Of the corpus order, the embedded subject and the order of rows. Each SAE has its own for its initialisation."""
-    execution: ExecutionConfig = ExecutionConfig()
-
-    @model_validator(mode="after")
-    def _sections_fit(self) -> "PipelineConfig":
-        if isinstance(self.activations, GivenActivations):
-            if self.subject is not None or self.corpus is not None:
-                raise ValueError("given activations come without a model: leave out `subject` and `corpus`")
-        elif self.subject is None or self.corpus is None:
-            raise ValueError("activations of a model need `subject` and `corpus`")
-        n_rows = getattr(self.activations, "n_tokens", None)
-        for index, config in enumerate(self.saes):
-            if n_rows is not None and config.batch_rows > n_rows:
-                raise ValueError(
-                    f"saes.{index}.batch_rows: {config.batch_rows} is more than activations.n_tokens = {n_rows}"
-                )
-            hook_point = config.hook_point
-            if hook_point is None and len(self.hook_points) > 1:
-                raise ValueError(
-                    f"saes.{index}.hook_point: say which of {', '.join(self.hook_points)} this SAE is trained on"
-                )
-            if hook_point is not None and hook_point not in self.hook_points:
-                near = get_close_matches(hook_point, self.hook_points, 1, 0)
-                raise ValueError(
-                    f"saes.{index}.hook_point: {hook_point!r} is not extracted (did you mean {near[0]!r}? "
-                    f"the activations have {', '.join(self.hook_points)})"
-                )
-        return self
-
-    @property
-    def hook_points(self) -> tuple[str, ...]:
-        """Hook points of the model, or the names of the given sets."""
-        if isinstance(self.activations, GivenActivations):
-            return tuple(self.activations.sets)
-        return self.activations.hook_points
-
+__all__ = ["ExecutionConfig", "PipelineConfig", "Plan", "check_plan", "make_plan"]
 
 AnyPartsSpec = PartsSpec | GivenPartsSpec
 Place = tuple[str, Split]
@@ -111,6 +43,8 @@ class Plan:
     subject: SubjectSpec | None = None
     tokenizer: TokenizerSpec | None = None
     segments: tuple[tuple[Source, SegmentSpec], ...] = ()
+    tallies: tuple[Tally | None, ...] = ()
+    """How much text each segment holds; None for a data set on the hub, which is not read beforehand."""
     tokens: tuple[TokensSpec, ...] = ()
     parts: dict[Place, tuple[AnyPartsSpec, ...]] = field(default_factory=dict)
     """One part set per segment."""
@@ -138,29 +72,49 @@ class Plan:
         yield from (spec for spec in (self.report,) if spec)
 
 
-def make_plan(config: PipelineConfig) -> Plan:
+MAX_PLANS = 8
+_PLANS: dict[str, Plan] = {}
+"""Plans by their config's JSON, without `execution`, which decides no name."""
+
+
+def make_plan(config: PipelineConfig, progress: Progress = silent) -> Plan:
     """Name every artefact of a run. Reads the corpus (its identity is its content) and pins the model.
+
+    A plan is made once in a process: what a corpus holds now is found out by a new one.
+
+    Args:
+        progress: told how much of a large corpus has been read.
 
     Raises: InputError when the corpus, the model or the given activations cannot be read.
     """
-    return _make_plan(config.model_dump_json(exclude={"execution"}))
+    key = config.model_dump_json(exclude={"execution"})
+    if key not in _PLANS:
+        if len(_PLANS) >= MAX_PLANS:
+            _PLANS.clear()
+        _PLANS[key] = _new_plan(config, progress)
+    plan = _PLANS[key]
+    return replace(plan, config=config, control=replace(plan.control, config=config) if plan.control else None)
 
 
-@functools.lru_cache(maxsize=8)
-def _make_plan(config_json: str) -> Plan:
-    config = PipelineConfig.model_validate_json(config_json)
-    plan = _plan_given(config) if isinstance(config.activations, GivenActivations) else _plan_model(config)
+def _new_plan(config: PipelineConfig, progress: Progress) -> Plan:
+    given = isinstance(config.activations, GivenActivations)
+    plan = _plan_given(config) if given else _plan_model(config, progress)
     plan = _with_saes(plan, config.saes)
     control = _plan_control(plan)
     return replace(plan, control=control, report=_report_spec(plan, control))
 
 
-def _plan_model(config: PipelineConfig) -> Plan:
+def _plan_model(config: PipelineConfig, progress: Progress) -> Plan:
     corpus, activations, subject_config = config.corpus, config.activations, config.subject
     assert corpus
     assert subject_config
     assert isinstance(activations, ActivationsConfig)
-    segments = tuple((source, resolve_segment(source, corpus.heldout_fraction)) for source in corpus.segments)
+    measured = [measure_segment(source, corpus.heldout_fraction, progress) for source in corpus.segments]
+    segments = tuple((source, spec) for source, (spec, _) in zip(corpus.segments, measured, strict=True))
+    for index, (_, spec) in enumerate(segments):
+        first = [earlier for _, earlier in segments].index(spec)
+        if first < index:
+            raise InputError(f"corpus.segments.{index}: the same documents as corpus.segments.{first}. Remove one.")
     tokenizer: TokenizerSpec | None = None
     pinned: HFModelSpec | None = None
     if isinstance(subject_config, EmbeddedLM):
@@ -186,7 +140,8 @@ def _plan_model(config: PipelineConfig) -> Plan:
     else:
         assert pinned
         subject = pinned
-    plan = Plan(config, subject=subject, tokenizer=tokenizer, segments=segments, tokens=tokens)
+    tallies = tuple(tally for _, tally in measured)
+    plan = Plan(config, subject=subject, tokenizer=tokenizer, segments=segments, tallies=tallies, tokens=tokens)
     return _with_parts(plan, activations, config.hook_points)
 
 
@@ -251,9 +206,9 @@ def _with_saes(plan: Plan, configs: tuple[TrainConfig, ...]) -> Plan:
     config = plan.config
     saes, evaluations, statistics = [], [], []
     for train in configs:
-        # The hook point is spelled out, so leaving it to the default gives the same name.
-        hook_point = train.hook_point or config.hook_points[0]
-        train = TrainConfig.model_validate(train.model_dump() | {"hook_point": hook_point})
+        train = config.trained_on(train)
+        hook_point = train.hook_point
+        assert hook_point
         heldout = plan.snapshots.get((hook_point, "heldout"))
         sae = SAESpec(config=train, snapshot=plan.snapshots[hook_point, "train"].ref, order_seed=config.seed)
         saes.append(sae)
@@ -301,7 +256,7 @@ def _plan_control(plan: Plan) -> Plan | None:
     recipe = plan.saes[0].config
     recipe = TrainConfig.model_validate(recipe.model_dump() | {"n_tokens": min(n_tokens, recipe.n_tokens or n_tokens)})
     assert recipe.hook_point
-    control = Plan(plan.config, subject=random_weights, tokens=plan.tokens)
+    control = Plan(plan.config, subject=random_weights, tallies=plan.tallies, tokens=plan.tokens)
     control = _with_saes(_with_parts(control, fewer, (recipe.hook_point,)), (recipe,))
     return replace(control, statistics=())
 
@@ -337,9 +292,13 @@ def _display_name(config: TrainConfig, saes: tuple[SAESpec, ...]) -> str:
 
 
 def check_plan(plan: Plan) -> None:
-    """Find what can be known to be wrong before work starts.
+    """Find what can be known to be wrong before work starts; nothing is written.
 
-    Raises: InputError when the model lacks a hook point or cannot be built.
+    Raises:
+        InputError: the model lacks a hook point or cannot be built; too little text; given activations that are not
+            finite, constant or of another shape.
+        ConfigError: a batch larger than the data, or what cannot fit into memory or on the root's disk.
+        StoreError: the root holds artefacts of a newer format.
     """
-    if plan.subject is not None and plan.config.corpus is not None:
-        check_subject(plan.subject, plan.config.hook_points, plan.config.corpus.context_tokens)
+    check_root(plan)
+    check_sizes(plan)

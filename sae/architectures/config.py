@@ -22,20 +22,25 @@ class StandardConfig(FrozenConfig):
     over all elements (a common first attempt), and latents are not weighed by decoder norm."""
 
 
+DEFAULT_K_AUX = 256
+
+
 class TopKConfig(FrozenConfig):
     """The k largest pre-activations of every row (Gao et al. 2024, arXiv:2406.04093)."""
 
     architecture: Literal["topk"] = "topk"
     d_sae: int = Field(gt=0)
     k: int = Field(gt=0)
-    k_aux: int = Field(256, ge=0)
-    """Dead latents that learn to predict the residual; 0 turns AuxK off."""
+    k_aux: int = Field(DEFAULT_K_AUX, ge=0)
+    """Dead latents that learn to predict the residual, if so many are dead; 0 turns AuxK off."""
     auxk_coefficient: float = Field(1 / 32, ge=0)
 
     @model_validator(mode="after")
     def _k_fits(self) -> "TopKConfig":
         if self.k > self.d_sae:
             raise ValueError(f"k = {self.k} is larger than d_sae = {self.d_sae}")
+        if self.k_aux > max(self.d_sae, DEFAULT_K_AUX):
+            raise ValueError(f"k_aux = {self.k_aux} is larger than d_sae = {self.d_sae}")
         return self
 
 

@@ -28,7 +28,7 @@ class Concept(FrozenConfig):
 class Replicates(FrozenConfig):
     """Train the same recipe from other seeds and count how often every concept is found."""
 
-    n_seeds: int = Field(20, gt=0)
+    n_seeds: int = Field(20, gt=0, le=10_000)
     first_seed: int = 1000
     others: dict[str, TrainConfig] = Field(default_factory=dict)
     """Label -> another recipe to count beside it."""
@@ -39,7 +39,7 @@ class EvaluationConfig(FrozenConfig):
 
     n_contexts: int | None = Field(512, gt=0)
     """Held-out contexts for the cross-entropy measurements. None: all. Reconstruction uses all held-out rows."""
-    n_bootstrap: int = Field(1000, ge=0)
+    n_bootstrap: int = Field(1000, ge=0, le=1_000_000)
     """Bootstrap draws (over contexts) behind each 95 % interval."""
     min_fires: int = Field(20, gt=0)
     """Units that fire less often get no interpretability score."""

@@ -8,6 +8,11 @@ from sae.config import FrozenConfig, Ref, Spec
 
 Split = Literal["train", "heldout"]
 
+MAX_PART_BYTES = 1 << 36
+"""A part is made in memory."""
+MAX_ROW_GROUP_BYTES = 1 << 29
+"""A row group is one page of the file, and a page is smaller than 1 GiB."""
+
 
 class StdlibSource(FrozenConfig):
     """Python's own standard library sources: real text on every machine. About 370 files, 7.8 MB."""
@@ -67,9 +72,9 @@ class ActivationsConfig(FrozenConfig):
     n_heldout_tokens: int | None = Field(200_000, gt=0)
     """Held-out tokens to extract, rounded up to whole parts. None: all."""
     dtype: Literal["float16"] = "float16"
-    part_bytes: int = Field(64 << 20, gt=0)
+    part_bytes: int = Field(64 << 20, gt=0, le=MAX_PART_BYTES)
     """Bytes of vectors in a part, the unit of work and of repair. 1 GiB for large stores."""
-    row_group_bytes: int = Field(4 << 20, gt=0)
+    row_group_bytes: int = Field(4 << 20, gt=0, le=MAX_ROW_GROUP_BYTES)
     """Bytes of vectors in a row group, the unit of reading. 32 MiB for large stores."""
     batch_contexts: int = Field(32, gt=0)
     """Contexts per forward pass. Part of the identity: another batch gives other bits."""
@@ -129,8 +134,8 @@ class GivenActivations(FrozenConfig):
     heldout_fraction: float = Field(0.0, ge=0, lt=1)
     """Share of the rows, from the end, kept for evaluation. 0: evaluated on the training rows, and said so."""
     dtype: Literal["float16", "float32"] = "float32"
-    part_bytes: int = Field(64 << 20, gt=0)
-    row_group_bytes: int = Field(4 << 20, gt=0)
+    part_bytes: int = Field(64 << 20, gt=0, le=MAX_PART_BYTES)
+    row_group_bytes: int = Field(4 << 20, gt=0, le=MAX_ROW_GROUP_BYTES)
 
 
 def _activations_kind(value: Any) -> str:
@@ -196,6 +201,7 @@ class GivenPartsSpec(Spec):
 
     stage: ClassVar[str] = "parts"
     code_version: ClassVar[int] = 1
+    parts_at_once: ClassVar[bool] = True
 
     source: GivenSource
     content: str

@@ -15,6 +15,7 @@ from sae.errors import InputError
 from sae.extract.config import DatasetSource, FilesSource, SegmentSpec, Source, StdlibSource
 from sae.extract.files import iter_files
 from sae.extract.hub_dataset import dataset_digest, iter_dataset
+from sae.progress import Progress, silent
 from sae.store.filesystem import Storage
 from sae.store.records import Record, commit, require_record
 
@@ -29,6 +30,8 @@ STDLIB_EXCLUDED = frozenset(
 """Folders of the standard library that are tests, tables, generated, or missing on some distributions."""
 STDLIB_EXCLUDED_PREFIXES = ("config-", "_sysconfigdata")
 STDLIB_EXPECTED_BYTES = 5_000_000
+REPORT_BYTES = 16 << 20
+"""Text between two reports of progress."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Tally:
     n_documents: int = 0
     n_bytes: int = 0
     n_heldout: int = 0
+    n_heldout_bytes: int = 0
     skipped: list[str] | None = None
     """`name: reason` of every document that could not be used."""
     digest: str = ""
@@ -67,11 +71,29 @@ def is_heldout(name: str, fraction: float) -> bool:
 
 
 def resolve_segment(source: Source, heldout_fraction: float) -> SegmentSpec:
-    """What a source holds now, as a spec: reads all of it, except a data set on the hub, which its commit pins.
+    """What a source holds now, as a spec. Raises: as measure_segment."""
+    return measure_segment(source, heldout_fraction)[0]
+
+
+def measure_segment(
+    source: Source, heldout_fraction: float, progress: Progress = silent
+) -> tuple[SegmentSpec, Tally | None]:
+    """What a source holds now, as a spec, and how much of it there is: reads all of it.
+
+    A data set on the hub is pinned by its commit and not read: its size is None.
 
     Raises: InputError when the source cannot be read or holds no document.
     """
-    return SegmentSpec(kind=source.kind, documents=_content_digest(source), heldout_fraction=heldout_fraction)
+    if _is_on_hub(source):
+        spec = SegmentSpec(kind=source.kind, documents=dataset_digest(source), heldout_fraction=heldout_fraction)
+        return spec, None
+    tally = Tally()
+    reported = 0
+    for _ in _read(source, tally, heldout_fraction):
+        if tally.n_bytes - reported >= REPORT_BYTES:
+            reported = tally.n_bytes
+            progress(tally.n_documents, tally.n_documents, "documents", f"{tally.n_bytes / 1e6:.0f} MB")
+    return SegmentSpec(kind=source.kind, documents=tally.digest, heldout_fraction=heldout_fraction), tally
 
 
 def commit_segment(storage: Storage, spec: SegmentSpec, source: Source) -> Record:
@@ -127,15 +149,6 @@ def training_texts(storage: Storage, segment: str, source: Source) -> Iterator[s
             yield document.text
 
 
-def _content_digest(source: Source) -> str:
-    if _is_on_hub(source):
-        return dataset_digest(source)
-    tally = Tally()
-    for _ in _read(source, tally, 0.0):
-        pass
-    return tally.digest
-
-
 def _is_on_hub(source: Source) -> TypeGuard[DatasetSource]:
     return isinstance(source, DatasetSource) and not os.path.isdir(source.name)
 
@@ -163,7 +176,9 @@ def _read(source: Source, tally: Tally, heldout_fraction: float) -> Iterator[Doc
         hasher.update(data)
         tally.n_documents += 1
         tally.n_bytes += len(data)
-        tally.n_heldout += is_heldout(name, heldout_fraction)
+        if is_heldout(name, heldout_fraction):
+            tally.n_heldout += 1
+            tally.n_heldout_bytes += len(data)
         yield Document(name, text)
     hasher.update(json.dumps(skipped).encode())
     tally.skipped, tally.digest = skipped, hasher.hexdigest()

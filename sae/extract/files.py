@@ -1,7 +1,11 @@
 """Documents in text, jsonl and Parquet files, read through fsspec."""
 
+import gzip
 import json
+import lzma
 import os
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +16,8 @@ import pyarrow.parquet as pq
 from sae.errors import ConfigError, InputError, TransientError
 from sae.extract.config import FilesSource
 
+UNREADABLE = (gzip.BadGzipFile, zlib.error, lzma.LZMAError, zipfile.BadZipFile, EOFError)
+"""What unpacking a damaged file, or one that was never packed, ends with."""
 Skip = Callable[[str, str], None]
 """Called with the name of an unusable document and the reason."""
 
@@ -45,6 +51,8 @@ def iter_files(source: FilesSource, skip: Skip) -> Iterator[tuple[str, str]]:
             raise InputError(f"{path}: no such file. Check corpus.segments.") from err
         except (IsADirectoryError, PermissionError) as err:
             raise InputError(f"{path}: cannot be read ({err}). Check corpus.segments.") from err
+        except UNREADABLE as err:
+            raise InputError(f"{path}: cannot be unpacked ({err or 'it ends early'}). Check corpus.segments.") from err
         except OSError as err:
             raise TransientError(f"{path}: {err}") from err
     if n_usable == 0 and problems:

@@ -18,7 +18,7 @@ import torch
 from fsspec.implementations.local import LocalFileSystem
 
 from sae.errors import ConfigError, InputError, TransientError
-from sae.extract.config import ArraySource, GivenPartsSpec, GivenSource, InlineSource
+from sae.extract.config import ArraySource, GivenPartsSpec, GivenSource, InlineSource, Split, SuperpositionSource
 from sae.extract.superposition import train_superposition
 from sae.extract.write import FLOAT16_MAX, write_rows
 from sae.progress import Progress, silent
@@ -29,17 +29,45 @@ from sae.store.snapshot import PART_FILE
 
 DIRECTIONS_FILE = "directions.safetensors"
 """True feature directions of a superposition source, a file of the part set: key "directions" [n_features, d_in]."""
+CONSTANT = "There is nothing to learn from constant data."
+READABLE = (".npy", ".safetensors", ".parquet")
 
 
 def resolve_given_content(source: GivenSource) -> str:
     """SHA-256 of a source's file; empty where the source itself says everything.
 
-    Raises: InputError when the file is missing; TransientError when its storage fails.
+    Raises: InputError when the file is missing or of another kind; TransientError when its storage fails.
     """
     if not isinstance(source, ArraySource):
         return ""
+    _suffix(source.url)
     with _local_copy(source.url) as path, open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def measure_given(spec: GivenPartsSpec, where: str) -> tuple[int, int, int]:
+    """Read given activations and find what is wrong with them, as import_activations would.
+
+    Args:
+        spec: of any split.
+        where: the setting, for messages about values that lie in no file.
+
+    Returns: training rows, held-out rows, d_in.
+    Raises: as import_activations.
+    """
+    source, what = spec.source, spec.source.url if isinstance(spec.source, ArraySource) else where
+    act = None
+    if isinstance(source, SuperpositionSource):
+        n_rows, d_in = source.n_samples, source.d_in
+    else:
+        act = _checked_source(source, spec.content, what, spec.dtype)
+        n_rows, d_in = act.shape
+    n_train = _split_rows("train", spec.heldout_fraction, n_rows, what)[1]
+    if spec.heldout_fraction > 0:
+        _split_rows("heldout", spec.heldout_fraction, n_rows, what)
+    if act is not None and (act[:n_train] == act[0]).all():
+        raise InputError(f"{what}: its {n_train} training rows are equal. {CONSTANT}")
+    return n_train, n_rows - n_train, d_in
 
 
 def import_activations(storage: Storage, spec: GivenPartsSpec, *, progress: Progress = silent) -> Record:
@@ -55,15 +83,13 @@ def import_activations(storage: Storage, spec: GivenPartsSpec, *, progress: Prog
     """
     started = time.perf_counter()
     directions = None
-    if isinstance(spec.source, InlineSource):
-        values = np.array(spec.source.values, np.float64)
-    elif isinstance(spec.source, ArraySource):
-        values = read_array(spec.source, spec.content)
-    else:
-        values, directions = train_superposition(spec.source, spec.seed, progress)
     what = spec.source.url if isinstance(spec.source, ArraySource) else f"{spec.source.kind} activations"
-    act = checked_values(values, what, spec.dtype)
-    first, stop = _split_rows(spec, len(act), what)
+    if isinstance(spec.source, SuperpositionSource):
+        values, directions = train_superposition(spec.source, spec.seed, progress)
+        act = checked_values(values, what, spec.dtype)
+    else:
+        act = _checked_source(spec.source, spec.content, what, spec.dtype)
+    first, stop = _split_rows(spec.split, spec.heldout_fraction, len(act), what)
     act = act[first:stop]
 
     row_bytes = act.shape[1] * act.dtype.itemsize
@@ -102,7 +128,7 @@ def checked_values(values: np.ndarray, what: str, dtype: str) -> np.ndarray:
         ConfigError for values too large for `dtype`.
     """
     if values.ndim != 2 or 0 in values.shape:
-        raise InputError(f"{what}: shape {list(values.shape)}, expected [rows, d_in]")
+        raise InputError(f"{what}: shape {list(values.shape)}, expected [rows, d_in] with at least one of each")
     if values.dtype.kind not in "fiu":
         raise InputError(f"{what}: values of type {values.dtype}, expected numbers")
     finite = np.isfinite(values).all(axis=1)
@@ -112,16 +138,18 @@ def checked_values(values: np.ndarray, what: str, dtype: str) -> np.ndarray:
             f"{what}: row {row} holds NaN or infinite values ({int((~finite).sum())} of {len(values)} rows do). "
             f"Remove them."
         )
-    if (values == values[0]).all():
-        raise InputError(f"{what}: all {len(values)} rows are equal. There is nothing to learn from constant data.")
     largest = FLOAT16_MAX if dtype == "float16" else float(np.finfo(np.float32).max)
     row = int(np.argmax(np.abs(values).max(axis=1)))
     if np.abs(values[row]).max() > largest:
         raise ConfigError(
             f"{what}: row {row} holds {np.abs(values[row]).max():.6g}, {dtype} goes up to {largest:.6g}. "
-            f"Set activations.dtype to float32, or scale the values."
+            f"{'Set activations.dtype to float32, or scale' if dtype == 'float16' else 'Scale'} the values."
         )
-    return np.ascontiguousarray(values, dtype)
+    act = np.ascontiguousarray(values, dtype)
+    if (act == act[0]).all():
+        same = "equal" if (values == values[0]).all() else f"equal once they are {dtype}"
+        raise InputError(f"{what}: all {len(act)} rows are {same}. {CONSTANT}")
+    return act
 
 
 def read_array(source: ArraySource, content: str) -> np.ndarray:
@@ -132,10 +160,8 @@ def read_array(source: ArraySource, content: str) -> np.ndarray:
 
     Raises: InputError for another kind of file, a missing name, or a file that changed.
     """
-    readers = {".npy": _read_npy, ".safetensors": _read_safetensors, ".parquet": _read_parquet}
-    suffix = os.path.splitext(source.url)[1].lower()
-    if suffix not in readers:
-        raise InputError(f"{source.url}: a {suffix or 'nameless'} file; expected one of {', '.join(readers)}")
+    readers = dict(zip(READABLE, (_read_npy, _read_safetensors, _read_parquet), strict=True))
+    suffix = _suffix(source.url)
     with _local_copy(source.url) as path:
         with open(path, "rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -144,11 +170,21 @@ def read_array(source: ArraySource, content: str) -> np.ndarray:
         return readers[suffix](path, source)
 
 
+def _suffix(url: str) -> str:
+    """The kind of file. Raises: InputError when it is none that can be read."""
+    suffix = os.path.splitext(url)[1].lower()
+    if suffix not in READABLE:
+        raise InputError(f"{url}: a {suffix or 'nameless'} file; expected one of {', '.join(READABLE)}")
+    return suffix
+
+
 def _read_npy(path: Path, source: ArraySource) -> np.ndarray:
     try:
-        return np.asarray(np.load(path, allow_pickle=False))
-    except (ValueError, EOFError) as err:
+        # Mapped first: a header that promises more than the file holds must not take memory.
+        mapped = np.lib.format.open_memmap(path, mode="r")
+    except (ValueError, EOFError, OSError) as err:
         raise InputError(f"{source.url}: not a plain .npy array ({err})") from err
+    return np.array(mapped)
 
 
 def _read_safetensors(path: Path, source: ArraySource) -> np.ndarray:
@@ -189,14 +225,19 @@ def _read_parquet(path: Path, source: ArraySource) -> np.ndarray:
     return np.asarray(flat.to_numpy(zero_copy_only=False)).reshape(-1, int(widths[0]))
 
 
-def _split_rows(spec: GivenPartsSpec, n_rows: int, what: str) -> tuple[int, int]:
+def _checked_source(source: InlineSource | ArraySource, content: str, what: str, dtype: str) -> np.ndarray:
+    values = np.array(source.values, np.float64) if isinstance(source, InlineSource) else read_array(source, content)
+    return checked_values(values, what, dtype)
+
+
+def _split_rows(split: Split, heldout_fraction: float, n_rows: int, what: str) -> tuple[int, int]:
     """First row and end of the split."""
-    n_train = n_rows - round(n_rows * spec.heldout_fraction)
-    first, stop = (0, n_train) if spec.split == "train" else (n_train, n_rows)
+    n_train = n_rows - round(n_rows * heldout_fraction)
+    first, stop = (0, n_train) if split == "train" else (n_train, n_rows)
     if first >= stop:
         raise InputError(
-            f"{what}: {n_rows} rows leave none for the {spec.split} split with heldout_fraction "
-            f"{spec.heldout_fraction}. Change activations.heldout_fraction."
+            f"{what}: {n_rows} rows leave none for the {split} split with heldout_fraction {heldout_fraction}. "
+            f"Change activations.heldout_fraction."
         )
     return first, stop
 

@@ -1,5 +1,6 @@
 """Documents of a Hugging Face data set, streamed. The only module that imports `datasets`, and only when used."""
 
+import functools
 import itertools
 import os
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from typing import Any
 from sae.config import digest
 from sae.errors import ConfigError, InputError, TransientError
 from sae.extract.config import DatasetSource
+from sae.subject.source import HUB_SECONDS, ask_hub, first_line
 
 
 def dataset_digest(source: DatasetSource) -> str:
@@ -43,9 +45,9 @@ def iter_dataset(source: DatasetSource, skip: Callable[[str, str], None]) -> Ite
         for number, row in enumerate(rows):
             yield from _document(source, number, row, skip)
     except (ValueError, FileNotFoundError, datasets.exceptions.DatasetsError) as err:
-        raise InputError(f"data set {source.name!r} (split {source.split!r}): {err}") from err
+        raise InputError(f"data set {source.name!r} (split {source.split!r}): {first_line(err)}") from err
     except OSError as err:
-        raise TransientError(f"data set {source.name!r}: {err}") from err
+        raise TransientError(f"data set {source.name!r}: {first_line(err)}") from err
 
 
 def _document(
@@ -69,10 +71,16 @@ def _pinned_revision(source: DatasetSource) -> str:
     """The commit that `revision` (or the default branch) points to."""
     import httpx2
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        HFValidationError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
-        return str(HfApi().dataset_info(source.name, revision=source.revision).sha)
+        ask = functools.partial(HfApi().dataset_info, source.name, revision=source.revision, timeout=HUB_SECONDS)
+        return str(ask_hub(ask).sha)
     except RevisionNotFoundError as err:
         raise InputError(f"data set {source.name!r} has no revision {source.revision!r}") from err
     except (RepositoryNotFoundError, HFValidationError) as err:
@@ -80,5 +88,9 @@ def _pinned_revision(source: DatasetSource) -> str:
             f"no data set {source.name!r} on the Hugging Face hub, and no folder of that name. For a private one, "
             f"set HF_TOKEN."
         ) from err
+    except OfflineModeIsEnabled as err:
+        raise InputError(f"data set {source.name!r}: HF_HUB_OFFLINE is set, and a stream comes from the hub") from err
     except (OSError, httpx2.HTTPError) as err:
-        raise TransientError(f"data set {source.name!r}: the Hugging Face hub cannot be asked ({err})") from err
+        raise TransientError(
+            f"data set {source.name!r}: the Hugging Face hub cannot be asked ({first_line(err)})"
+        ) from err

@@ -18,13 +18,14 @@ from sae.store.order import philox
 from sae.store.records import Record, commit, require_record
 from sae.store.snapshot import PART_FILE
 from sae.subject.hooks import Reader, capture, check_hook_points, hook_width
-from sae.subject.load import Subject, load_subject
+from sae.subject.load import Subject, check_context, load_subject
 
 
 @dataclass(frozen=True)
 class _Batches:
     """The contexts of a part, as they go through the model."""
 
+    part: int
     contexts: Contexts
     keep: np.ndarray
     """Which positions are stored. [n, T] bool"""
@@ -108,7 +109,7 @@ def extract_part(
     acts = {
         spec.hook_point: np.empty((len(pos), plan["d_in"]), spec.dtype) for spec, plan in zip(specs, plans, strict=True)
     }
-    batches = _Batches(contexts, keep, first.batch_contexts, masked=tokens["pad_id"] is not None)
+    batches = _Batches(part, contexts, keep, first.batch_contexts, masked=tokens["pad_id"] is not None)
     with torch.no_grad(), capture(subject.model, list(acts)) as read:
         _fill(acts, destination, batches, read, subject.model.device, progress)
 
@@ -153,13 +154,13 @@ def _fill(
         rows = destination_rows[n_done : n_done + n_rows]
         for name, act in read(tokens, mask).items():
             kept = act[keep]
-            _check_storable(name, kept, act, keep, contexts.seq[batch])
+            _check_storable(f"hook point {name!r}, part {batches.part}", kept, act, keep, contexts.seq[batch])
             stored[name].index_copy_(0, rows, kept.to(stored[name].dtype).cpu())
         n_done += n_rows
         progress(n_done, len(destination), "tokens")
 
 
-def _check_storable(name: str, kept: torch.Tensor, act: torch.Tensor, keep: torch.Tensor, seq: np.ndarray) -> None:
+def _check_storable(what: str, kept: torch.Tensor, act: torch.Tensor, keep: torch.Tensor, seq: np.ndarray) -> None:
     if kept.numel() == 0:
         return
     low, high = torch.aminmax(kept)  # NaN if any value is
@@ -168,7 +169,7 @@ def _check_storable(name: str, kept: torch.Tensor, act: torch.Tensor, keep: torc
     bad = keep & ~(act.abs().amax(-1) <= FLOAT16_MAX)
     context, pos = (int(index) for index in bad.nonzero()[0])
     vector = act[context, pos].float()
-    where = f"hook point {name!r}, context {int(seq[context])}, position {pos}"
+    where = f"{what}, context {int(seq[context])}, position {pos}"
     if not torch.isfinite(vector).all():
         raise InputError(
             f"{where}: {int((~torch.isfinite(vector)).sum())} of {len(vector)} activations are NaN or infinite. "
@@ -199,13 +200,7 @@ def _check_alike(specs: Sequence[PartsSpec], plans: Sequence[dict[str, Any]], pa
 
 
 def _check_fits(subject: Subject, tokens: dict[str, Any], spec: PartsSpec) -> None:
-    config = subject.model.config.get_text_config()
-    longest = getattr(config, "max_position_embeddings", None)
-    if longest is not None and tokens["context_tokens"] > longest:
-        raise InputError(
-            f"{spec.subject}: takes contexts of up to {longest} tokens, corpus.context_tokens is "
-            f"{tokens['context_tokens']}. Lower it."
-        )
+    check_context(subject.model.config, tokens["context_tokens"], spec.subject)
     n_embeddings = subject.model.get_input_embeddings().weight.shape[0]
     if tokens["vocab_size"] > n_embeddings:
         raise InputError(

@@ -16,7 +16,7 @@ from sae.store.contexts import PADDING, Contexts, write_contexts, write_document
 from sae.store.filesystem import Storage
 from sae.store.order import philox
 from sae.store.records import Record, commit, require_record
-from sae.subject.load import load_tokenizer, special_ids
+from sae.subject.load import check_tokenizer, load_tokenizer, special_ids
 
 SPLITS: tuple[Split, ...] = ("train", "heldout")
 BATCH_CHARS = 1 << 20
@@ -58,11 +58,7 @@ def tokenize_segment(storage: Storage, spec: TokensSpec, source: Source, *, prog
     segment = SegmentSpec.model_validate(segment_record.spec)
     n_documents = int(segment_record.metrics["n_documents"])
     tokenizer = load_tokenizer(storage, spec.tokenizer)
-    if spec.syntax and not tokenizer.is_fast:
-        raise InputError(
-            f"{spec.tokenizer}: {type(tokenizer).__name__} cannot tell where in the text its tokens lie, which syntax "
-            f"labels need. Choose a model with a fast tokenizer (tokenizer.json)."
-        )
+    check_tokenizer(tokenizer, spec.tokenizer, syntax=spec.syntax)
     separator = separator_id(tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (separator or 0)
 

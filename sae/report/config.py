@@ -11,9 +11,9 @@ class ReportConfig(FrozenConfig):
     """Options of the report; another value re-renders the report and nothing else."""
 
     title: str = "SAE report"
-    chunk_bytes: int = Field(256 << 10, gt=0)
+    chunk_bytes: int = Field(256 << 10, gt=0, le=1 << 28)
     """Target size of a file of latent pages."""
-    n_random: int = Field(12, ge=0)
+    n_random: int = Field(12, ge=0, le=10_000)
     """Random live latents on the overview."""
     seed: int = 0
     """Of the default (shuffled) order of the latents."""

@@ -155,7 +155,7 @@ def _l0(inputs: SAEInputs) -> Headline:
 
 def _cross_entropy(ce: dict[str, Any] | None) -> Headline:
     if not ce:
-        return Headline("CE increase", NOT_AVAILABLE, detail="not measured: there is no model to splice the SAE into")
+        return Headline("CE increase", NOT_AVAILABLE, detail="not measured: no subject that predicts the next token")
     increase = ce.get("increase")
     sure = interval(ce.get("increase_interval"))
     recovered = [

@@ -11,16 +11,16 @@ from sae.extract.config import Split
 class StatisticsConfig(FrozenConfig):
     """One streaming pass over training and held-out rows."""
 
-    n_top: int = Field(20, gt=0)
+    n_top: int = Field(20, gt=0, le=10_000)
     """Strongest contexts kept per latent, at most one per document."""
-    n_samples: int = Field(64, gt=0)
+    n_samples: int = Field(64, gt=0, le=1_000_000)
     """Uniform sample of a latent's firings, from which the quantile groups are drawn."""
-    n_per_group: int = Field(5, gt=0)
+    n_per_group: int = Field(5, gt=0, le=10_000)
     """Contexts shown per quantile group, and as random firings."""
-    context_tokens: int = Field(32, gt=1)
+    context_tokens: int = Field(32, gt=1, le=65_536)
     """Tokens shown around the peak."""
-    n_neighbours: int = Field(10, ge=0)
-    n_logits: int = Field(10, ge=0)
+    n_neighbours: int = Field(10, ge=0, le=10_000)
+    n_logits: int = Field(10, ge=0, le=10_000)
     dense_above: float = Field(0.1, gt=0, lt=1)
     """Firing frequency above which a latent is flagged dense."""
 

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import ConfigDict
 
 from sae.config import FrozenConfig, Ref, Spec
-from sae.errors import StoreError
+from sae.errors import InputError
 from sae.store.filesystem import Storage
 from sae.store.records import Record, commit, local_files, require_record
 from sae.store.writer import PartLayout
@@ -80,7 +80,7 @@ def parts_wanted(plans: Sequence[Record], n_tokens: int | None) -> list[int]:
 
 
 def commit_snapshot(storage: Storage, spec: SnapshotSpec) -> Record:
-    """Freeze the list of parts. Raises: StoreError when a part is not finished."""
+    """Freeze the list of parts. Raises: StoreError when a part is not finished; InputError when they hold no row."""
     started = time.perf_counter()
     plans = [require_record(storage, ref) for ref in spec.parts]
     counts = parts_wanted(plans, spec.n_tokens)
@@ -92,7 +92,10 @@ def commit_snapshot(storage: Storage, spec: SnapshotSpec) -> Record:
     parts = [_part(record) for record in records]
     n_rows = sum(part.layout.n_rows for part in parts)
     if n_rows == 0:
-        raise StoreError(f"{spec.ref}: no rows in {len(parts)} parts: the corpus has no context in this split")
+        raise InputError(
+            f"{spec.ref}: no rows in {len(parts)} parts: the corpus has no context in this split. Add text, or lower "
+            f"corpus.context_tokens."
+        )
     sums = np.sum([_vector(record.metrics["sum"]) for record in records], axis=0)
     mean = sums / n_rows
     total_sq = sum(float(record.metrics["sum_sq"]) for record in records)

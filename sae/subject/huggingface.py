@@ -1,5 +1,6 @@
 """Pinning a Hugging Face model: which commit or which files are meant, recorded before anything is computed."""
 
+import functools
 import json
 import os
 import re
@@ -14,7 +15,15 @@ from sae.store.filesystem import Storage
 from sae.store.records import Record, commit
 from sae.subject.config import HFModel, HFModelSpec
 from sae.subject.load import auto_class, is_causal
-from sae.subject.source import NOT_SAFETENSORS, explained, folder_digest, pinned_source
+from sae.subject.source import (
+    HUB_SECONDS,
+    NOT_SAFETENSORS,
+    ask_hub,
+    explained,
+    first_line,
+    folder_digest,
+    pinned_source,
+)
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -51,10 +60,9 @@ def pin_subject(storage: Storage, spec: HFModelSpec) -> Record:
     started = time.perf_counter()
     source = pinned_source(spec)
     with explained(source):
-        trust = {"trust_remote_code": source.config.trust_remote_code}
-        config = AutoConfig.from_pretrained(source.name, revision=source.revision, **trust)
+        config = AutoConfig.from_pretrained(source.name, **source.where)
         with torch.device("meta"):
-            skeleton = auto_class(config).from_config(config, **trust)
+            skeleton = auto_class(config).from_config(config, trust_remote_code=source.config.trust_remote_code)
     text = config.get_text_config()
     metrics: dict[str, Any] = {
         "class": type(skeleton).__name__,
@@ -82,7 +90,8 @@ def _hub_commit(config: HFModel, cached: str | None) -> str:
     )
 
     try:
-        info = HfApi().model_info(config.name, revision=config.revision)
+        ask = functools.partial(HfApi().model_info, config.name, revision=config.revision, timeout=HUB_SECONDS)
+        info = ask_hub(ask)
     except RevisionNotFoundError as err:
         raise InputError(f"{config.name} has no revision {config.revision!r}. Check subject.revision.") from err
     except GatedRepoError as err:
@@ -97,7 +106,7 @@ def _hub_commit(config: HFModel, cached: str | None) -> str:
             return cached
         message = (
             f"{config.name}: not in the local Hugging Face cache, and the hub cannot be asked "
-            f"({str(err).splitlines()[0]}). Download it once with `hf download {config.name}`, or name a local folder."
+            f"({first_line(err)}). Download it once with `hf download {config.name}`, or name a local folder."
         )
         raise (InputError if isinstance(err, OfflineModeIsEnabled) else TransientError)(message) from err
     if not any(file.rfilename.endswith(".safetensors") for file in info.siblings or ()):

@@ -45,7 +45,7 @@ def load_subject(storage: Storage, ref: str, device: str | torch.device = "cpu")
     """
     with _source(storage, ref) as source, _LOADING, explained(source):
         model, causal = _load_model(source)
-        tokenizer = _load_tokenizer(source)
+        tokenizer = load_source_tokenizer(source)
     model.to(device).eval().requires_grad_(False)
     return Subject(model, tokenizer, special_ids(tokenizer), causal)
 
@@ -53,7 +53,38 @@ def load_subject(storage: Storage, ref: str, device: str | torch.device = "cpu")
 def load_tokenizer(storage: Storage, ref: str) -> Any:
     """The tokenizer of a `tokenizers/...` or `subjects/...` artefact. Raises: as load_subject."""
     with _source(storage, ref) as source, _LOADING, explained(source):
-        return _load_tokenizer(source)
+        return load_source_tokenizer(source)
+
+
+def load_source_tokenizer(source: ModelSource) -> Any:
+    """The tokenizer of a model on the hub or in a folder. Raises: whatever transformers does; see `explained`."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(source.name, **source.where)
+
+
+def check_tokenizer(tokenizer: Any, name: str, *, syntax: bool) -> None:
+    """Raises: InputError when it has no vocabulary, or cannot place its tokens in the text and `syntax` needs that."""
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        # transformers makes an empty one where it finds no files.
+        raise InputError(
+            f"{name}: no tokenizer there: its vocabulary has {len(tokenizer)} tokens. Save the tokenizer beside the "
+            f"model with `tokenizer.save_pretrained(folder)`."
+        )
+    if syntax and not tokenizer.is_fast:
+        raise InputError(
+            f"{name}: {type(tokenizer).__name__} cannot tell where in the text its tokens lie, which syntax labels "
+            f"need. Choose a model with a fast tokenizer (tokenizer.json)."
+        )
+
+
+def check_context(config: Any, context_tokens: int, name: str) -> None:
+    """Raises: InputError when a model of this transformers config does not take contexts of that length."""
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if longest is not None and context_tokens > longest:
+        raise InputError(
+            f"{name}: takes contexts of up to {longest} tokens, corpus.context_tokens is {context_tokens}. Lower it."
+        )
 
 
 def special_ids(tokenizer: Any) -> tuple[int, ...]:
@@ -103,15 +134,14 @@ def _source(storage: Storage, ref: str) -> Iterator[ModelSource]:
 def _load_model(source: ModelSource) -> tuple[Any, bool]:
     from transformers import AutoConfig
 
-    common = {"revision": source.revision, "trust_remote_code": source.config.trust_remote_code}
-    config = AutoConfig.from_pretrained(source.name, **common)
+    config = AutoConfig.from_pretrained(source.name, **source.where)
     model, report = auto_class(config).from_pretrained(
         source.name,
         config=config,
         dtype=getattr(torch, source.config.dtype),
         use_safetensors=True,
         output_loading_info=True,
-        **common,
+        **source.where,
     )
     missing = sorted(name for name in report["missing_keys"] if not _is_unused(name))
     if missing or report["mismatched_keys"]:
@@ -126,11 +156,3 @@ def _load_model(source: ModelSource) -> tuple[Any, bool]:
 def _is_unused(name: str) -> bool:
     # BERT's pooler serves sentence classification only; masked-LM checkpoints come without it.
     return ".pooler." in f".{name}"
-
-
-def _load_tokenizer(source: ModelSource) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(
-        source.name, revision=source.revision, trust_remote_code=source.config.trust_remote_code
-    )

@@ -122,17 +122,19 @@ def test_killed_at_any_moment(
     seed: int, tmp_path: Path, corpus: Path, uninterrupted: dict[str, str], own_server: dict[str, Any]
 ) -> None:
     config, rng = killable(tmp_path / "root", corpus), random.Random(seed)
-    victim = ("run", "run", "tasks.worker", "uvicorn", "terminated")[seed % 5]
+    victim = ("run", "tasks.worker", "uvicorn", "terminated", "interrupted")[seed % 5]
     target = rng.randrange(len(uninterrupted))
     run = CommandLine(config, tmp_path, **own_server)
     wait_for(lambda: count_records(config.execution.root) >= target and run.children("uvicorn"), 240)
     time.sleep(rng.uniform(0, 1.0))
-    if victim in ("run", "terminated"):
-        run.kill(signal.SIGKILL if victim == "run" else signal.SIGTERM)
+    signals = {"run": signal.SIGKILL, "terminated": signal.SIGTERM, "interrupted": signal.SIGINT}
+    if victim in signals:
+        run.kill(signals[victim])
     else:
         for pid in run.children(victim):
             os.kill(pid, signal.SIGKILL)
     code, _, err = run.finish()
-    assert code in {"run": (-9, 0), "terminated": (75, 0)}.get(victim, (0,)), err
+    assert code in {"run": (-9, 0), "terminated": (75, 0), "interrupted": (130, 0)}.get(victim, (0,)), err
+    assert "Traceback" not in err, err
     wait_for(lambda: not run.alive(), 15)
     finish(config, tmp_path, uninterrupted, **own_server)

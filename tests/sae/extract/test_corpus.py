@@ -231,3 +231,34 @@ def test_excluded_folders_do_not_reach_the_real_corpus():
     names = [document.name for document in iter_documents(StdlibSource())]
     assert names == sorted(names)
     assert not any(set(name.split("/")[:-1]) & corpus.STDLIB_EXCLUDED for name in names)
+
+
+def test_a_large_corpus_is_measured_with_progress(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "REPORT_BYTES", 1000)
+    for number in range(20):
+        (tmp_path / f"{number:02}.txt").write_text(f"{number} " * 200)
+    source = text(tmp_path / "*.txt")
+    seen = []
+    spec, tally = corpus.measure_segment(
+        source, 0.4, lambda done, total, unit, note="": seen.append((done, unit, note))
+    )
+    assert spec == resolve_segment(source, 0.4)
+    assert len(seen) > 3
+    assert seen == sorted(seen)
+    heldout = [path for path in tmp_path.glob("*.txt") if is_heldout(path.name, 0.4)]
+    assert 0 < tally.n_heldout == len(heldout) < tally.n_documents == 20
+    assert tally.n_heldout_bytes == sum(path.stat().st_size for path in heldout)
+
+
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.txt.xz", "a.txt.zip"])
+def test_a_file_that_cannot_be_unpacked_is_named(tmp_path, name):
+    (tmp_path / name).write_text("never packed")
+    with pytest.raises(InputError, match=rf"{name}: cannot be unpacked .*Check corpus\.segments"):
+        resolve_segment(text(tmp_path / name), 0.0)
+
+
+def test_a_gzip_file_that_ends_early_is_named(tmp_path):
+    packed = gzip.compress(b"words and more words " * 1000)
+    (tmp_path / "a.txt.gz").write_bytes(packed[: len(packed) // 2])
+    with pytest.raises(InputError, match=r"a\.txt\.gz: cannot be unpacked"):
+        resolve_segment(text(tmp_path / "a.txt.gz"), 0.0)

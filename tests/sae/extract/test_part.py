@@ -175,7 +175,7 @@ def test_value_that_cannot_be_stored_is_located(make_world, value, message):
     subject.model.gpt_neox.embed_in.register_forward_pre_hook(
         lambda _, args: tokens_seen.append((args[0] == marked).all(-1))
     )
-    where = f"layers.0.mlp.act', context {contexts.seq[context]}, position 3"
+    where = f"layers.0.mlp.act', part 0, context {contexts.seq[context]}, position 3"
     with splice(subject.model, spec.hook_point, spoil), pytest.raises(InputError, match=message) as caught:
         extract_part(world.storage, [spec], 0, subject=subject)
     assert where in str(caught.value)

@@ -1,0 +1,156 @@
+"""The whole configuration as one document, and what its sections must agree on."""
+
+import math
+from collections.abc import Iterator
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from sae.config import FrozenConfig
+from sae.evaluate.config import EvaluationConfig
+from sae.extract.config import AnyActivations, CorpusConfig, GivenActivations
+from sae.report.config import ReportConfig
+from sae.statistics.config import StatisticsConfig
+from sae.subject.config import SubjectConfig
+from sae.train.config import TrainConfig
+
+MAX_TEXT = 4096
+"""Characters of any string: the longest path that systems take."""
+MAX_TITLE = 300
+"""Characters. A title is the name of flow runs and of the page."""
+
+
+class ExecutionConfig(FrozenConfig):
+    """Where and how it runs. Outside every fingerprint: it never changes a result."""
+
+    root: str = Field("runs", min_length=1)
+    """A local folder or `s3://bucket/prefix`."""
+    max_workers: int = Field(2, gt=0, le=1024)
+    """Tasks at once where tasks fan out (parts)."""
+    threads: int | None = Field(None, gt=0, le=1024)
+    """Torch threads per task. None: all cores for single tasks, cores / max_workers where tasks fan out."""
+    retries: int = Field(3, ge=0, le=50)
+    """Of a task whose error may pass (storage, network, a lost child process)."""
+    retry_delay_seconds: float = Field(5.0, ge=0, le=86_400)
+    """Before the first retry; doubled for each further one."""
+    task_limit_seconds: float = Field(86_400.0, gt=0)
+    """Wall-clock limit of one attempt of a task: its process is killed then, and the task is tried again."""
+    checkpoint_every_steps: int = Field(200, gt=0)
+    """Optimizer steps between checkpoints of a training run."""
+
+
+class PipelineConfig(FrozenConfig):
+    """One run, from text (or given activations) to a report. Sections carry the stages' names."""
+
+    subject: SubjectConfig | None = None
+    corpus: CorpusConfig | None = None
+    activations: AnyActivations
+    saes: tuple[TrainConfig, ...] = Field(min_length=1)
+    """A sweep: all are trained from one read of the activations."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    statistics: StatisticsConfig = StatisticsConfig()
+    report: ReportConfig = ReportConfig()
+    seed: int = 0
+    """Of the corpus order, the embedded subject and the order of rows. Each SAE has its own for its initialisation."""
+    execution: ExecutionConfig = ExecutionConfig()
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> "PipelineConfig":
+        for path, value in _leaves(self.model_dump(), ()):
+            if (reason := _unusable(value)) is not None:
+                raise ValueError(f"{'.'.join(path)}: {reason}")
+        title = self.report.title
+        if len(title) > MAX_TITLE or not title.isprintable():
+            raise ValueError(f"report.title: up to {MAX_TITLE} printable characters, on one line")
+        if isinstance(self.activations, GivenActivations):
+            if self.subject is not None or self.corpus is not None:
+                raise ValueError("given activations come without a model: leave out `subject` and `corpus`")
+        elif self.subject is None or self.corpus is None:
+            raise ValueError("activations of a model need `subject` and `corpus`")
+        for index, name in enumerate(self.hook_points):
+            if name in self.hook_points[:index]:
+                raise ValueError(f"activations.hook_points.{index}: {name!r} is there twice")
+        self._check_saes()
+        self._check_concepts()
+        return self
+
+    def _check_saes(self) -> None:
+        n_rows = getattr(self.activations, "n_tokens", None)
+        seen: list[TrainConfig] = []
+        for index, config in enumerate(self.saes):
+            where = f"saes.{index}"
+            if n_rows is not None and config.batch_rows > n_rows:
+                raise ValueError(
+                    f"{where}.batch_rows: {config.batch_rows} is more than activations.n_tokens = {n_rows}"
+                )
+            hook_point = config.hook_point
+            if hook_point is None and len(self.hook_points) > 1:
+                raise ValueError(f"{where}.hook_point: say which of {_some(self.hook_points)} this SAE is trained on")
+            if hook_point is not None and hook_point not in self.hook_points:
+                near = get_close_matches(hook_point, self.hook_points, 1, 0)
+                raise ValueError(
+                    f"{where}.hook_point: {hook_point!r} is not extracted (did you mean {near[0]!r}? "
+                    f"the activations have {_some(self.hook_points)})"
+                )
+            config = self.trained_on(config)
+            if config in seen:
+                raise ValueError(f"{where}: the same as saes.{seen.index(config)}. Remove one, or give it another seed")
+            seen.append(config)
+
+    def _check_concepts(self) -> None:
+        if not isinstance(self.activations, GivenActivations):
+            return
+        for source in self.activations.sets.values():
+            for index, concept in enumerate(self.evaluation.concepts):
+                n_rows = len(source.values) if source.kind == "inline" else None
+                bad = next((row for row in concept.rows if row < 0 or (n_rows is not None and row >= n_rows)), None)
+                if bad is not None:
+                    raise ValueError(f"evaluation.concepts.{index}.rows: no row {bad}, there are {n_rows}")
+
+    def trained_on(self, config: TrainConfig) -> TrainConfig:
+        """The config with its hook point spelled out, so that leaving it to the default gives the same name."""
+        hook_point = config.hook_point or self.hook_points[0]
+        return TrainConfig.model_validate(config.model_dump() | {"hook_point": hook_point})
+
+    @property
+    def hook_points(self) -> tuple[str, ...]:
+        """Hook points of the model, or the names of the given sets."""
+        if isinstance(self.activations, GivenActivations):
+            return tuple(self.activations.sets)
+        return self.activations.hook_points
+
+
+def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every plain value of nested dicts and tuples with the keys that lead to it, and the keys themselves."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield path, key
+            yield from _leaves(item, (*path, str(key)))
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _leaves(item, (*path, str(index)))
+    else:
+        yield path, value
+
+
+def _unusable(value: Any) -> str | None:
+    """Why no setting can have this value, if so."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{value} is not a finite number"
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return f"{float(value) if abs(value) < 10**300 else 'the number'} does not fit 64 bits"
+    if not isinstance(value, str):
+        return None
+    if "\0" in value:
+        return "holds a NUL character, which no file and no database can"
+    if any("\ud800" <= char <= "\udfff" for char in value):
+        return "holds half of a surrogate pair, which is no character"
+    if len(value) > MAX_TEXT:
+        return f"{len(value)} characters, {value[:20]!r}…; up to {MAX_TEXT}"
+    return None
+
+
+def _some(names: tuple[str, ...]) -> str:
+    """The first of some names, for messages."""
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
