@@ -18,11 +18,12 @@ $(STAMP): pyproject.toml constraints.txt
 run: install
 	$(BIN)/sae-pipeline run $(ARGS)
 
+# Two at once: tests of processes wait more than they compute. A file stays together, for its fixtures.
 test: install
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
 
 test-all: install
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: install
 	$(BIN)/ruff check

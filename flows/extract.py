@@ -16,7 +16,7 @@ from sae.subject.config import EmbeddedLMSpec, HFModelSpec
 from tasks import extract as tasks
 
 
-@flow(name="extract", flow_run_name="extract: {config.report.title}")
+@flow(name="extract", flow_run_name="extract: {config.report.title}", result_serializer="json")
 def extract(
     config: PipelineConfig, only: Stage | None = None, refresh: Stage | None = None, repair: tuple[str, ...] = ()
 ) -> list[dict[str, Any]]:

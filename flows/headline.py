@@ -30,13 +30,12 @@ def headlines(storage: Storage, plan: Plan) -> list[dict[str, Any]]:
 
 
 def headline_markdown(rows: list[dict[str, Any]]) -> str:
-    """The rows as a table."""
+    """The rows as a table, one column per SAE: figures have more names than a sweep that one looks at has SAEs."""
     if not rows:
         return "No evaluation."
-    keys = list(rows[0])
-    lines = ["| " + " | ".join(keys) + " |", "|" + " --- |" * len(keys)]
-    lines += ["| " + " | ".join(_cell(row.get(key)) for key in keys) + " |" for row in rows]
-    return "\n".join(lines)
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    lines = ["| " + " | ".join([key, *(_cell(row.get(key)) for row in rows)]) + " |" for key in keys]
+    return "\n".join([lines[0], "|" + " --- |" * (len(rows) + 1), *lines[1:]])
 
 
 def headline_lines(rows: list[dict[str, Any]]) -> list[str]:

@@ -18,7 +18,7 @@ from flows.train import train
 from sae.plan import PipelineConfig, check_plan, make_plan
 
 
-@flow(name="pipeline", flow_run_name="pipeline: {config.report.title}")
+@flow(name="pipeline", flow_run_name="pipeline: {config.report.title}", result_serializer="json")
 def pipeline(
     config: PipelineConfig, only: Stage | None = None, refresh: Stage | None = None, repair: tuple[str, ...] = ()
 ) -> list[dict[str, Any]]:

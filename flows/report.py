@@ -17,7 +17,7 @@ from sae.store.records import require_record
 from tasks import report as tasks
 
 
-@flow(name="report", flow_run_name="report: {config.report.title}")
+@flow(name="report", flow_run_name="report: {config.report.title}", result_serializer="json")
 def report(
     config: PipelineConfig, only: Stage | None = None, refresh: Stage | None = None, repair: tuple[str, ...] = ()
 ) -> list[dict[str, Any]]:

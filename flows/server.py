@@ -18,7 +18,13 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from prefect.settings import PREFECT_API_URL, PREFECT_HOME, get_current_settings, temporary_settings
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+    PREFECT_HOME,
+    get_current_settings,
+    temporary_settings,
+)
 
 from sae.errors import TransientError
 from tasks.tied import tied_command, with_import_path
@@ -49,7 +55,8 @@ def prefect_server() -> Iterator[None]:
         url = f"http://127.0.0.1:{listening.getsockname()[1]}/api"
         try:
             server.wait_until_up(url)
-            with temporary_settings({PREFECT_API_URL: url}):
+            # Nobody looks after the heartbeats of a server that ends with the run, and each flow waits for its own's end.
+            with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
                 yield
         finally:
             server.stop()

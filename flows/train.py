@@ -13,7 +13,7 @@ from sae.train.config import SAESpec
 from tasks import train as tasks
 
 
-@flow(name="train", flow_run_name="train: {config.report.title}")
+@flow(name="train", flow_run_name="train: {config.report.title}", result_serializer="json")
 def train(
     config: PipelineConfig, only: Stage | None = None, refresh: Stage | None = None, repair: tuple[str, ...] = ()
 ) -> list[dict[str, Any]]:

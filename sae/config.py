@@ -20,7 +20,14 @@ Ref = Annotated[str, Field(pattern=r"^[a-z]+/[0-9a-f]{16}$")]
 class FrozenConfig(BaseModel):
     """A config section: immutable, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="constants")
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        ser_json_inf_nan="constants",
+        # A form made from the schema shows the names that a config has.
+        field_title_generator=lambda name, _: name,
+    )
 
 
 def digest(value: Any) -> str:

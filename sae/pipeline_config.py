@@ -24,7 +24,8 @@ MAX_TITLE = 300
 class ExecutionConfig(FrozenConfig):
     """Where and how it runs. Outside every fingerprint: it never changes a result."""
 
-    root: str = Field("runs", min_length=1)
+    # The pattern is for whoever takes parameters before this code runs: a server would store the credentials.
+    root: str = Field("runs", min_length=1, json_schema_extra={"pattern": "^(?![A-Za-z0-9+.:-]+://[^/]*@)"})
     """A local folder or `s3://bucket/prefix`."""
     max_workers: int = Field(2, gt=0, le=1024)
     """Tasks at once where tasks fan out (parts)."""

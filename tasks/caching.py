@@ -36,7 +36,8 @@ class Job(FrozenConfig):
 def fingerprint_key(context: Any, parameters: dict[str, Any]) -> str:
     """Prefect's `cache_key_fn`: task name, root, specs and part; never attempts, threads or times."""
     specs = parameters.get("specs") or [parameters["spec"]]
-    identity = [parameters["job"].root, [spec.ref for spec in specs], parameters.get("part")]
+    root = Storage(parameters["job"].root).root  # `runs` and its absolute path are one root
+    identity = [root, [spec.ref for spec in specs], parameters.get("part")]
     return f"{context.task.name}-{digest(identity)}"
 
 

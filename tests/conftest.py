@@ -103,14 +103,20 @@ def make_snapshot() -> MakeSnapshot:
 @pytest.fixture(scope="session")
 def prefect_backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A temporary Prefect server, started once; imported lazily so that tests/sae stays fast."""
-    from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, PREFECT_LOGGING_LEVEL, temporary_settings
+    from prefect.settings import (
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+        PREFECT_LOCAL_STORAGE_PATH,
+        PREFECT_LOGGING_LEVEL,
+        temporary_settings,
+    )
     from prefect.testing.utilities import prefect_test_harness
 
-    results = str(tmp_path_factory.mktemp("results"))
-    with (
-        prefect_test_harness(server_startup_timeout=120),
-        temporary_settings({PREFECT_LOCAL_STORAGE_PATH: results, PREFECT_LOGGING_LEVEL: "CRITICAL"}),
-    ):
+    settings = {
+        PREFECT_LOCAL_STORAGE_PATH: str(tmp_path_factory.mktemp("results")),
+        PREFECT_LOGGING_LEVEL: "CRITICAL",
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,  # every flow would wait up to a second for its thread
+    }
+    with prefect_test_harness(server_startup_timeout=120), temporary_settings(settings):
         yield
 
 

@@ -122,6 +122,7 @@ class Checkpoints(Generic[P]):
                     logger.warning("checkpoint %s is passed over: %s", uri, " ".join(str(err).split()))
                 else:
                     self._resumed = saved
+                    logger.info("%s: going on from the checkpoint of step %d", self.ref, saved.step)
                     return position
             else:
                 return None

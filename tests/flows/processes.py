@@ -30,21 +30,23 @@ class CommandLine:
         self.mark = uuid.uuid4().hex
         file = folder / f"{self.mark}.json"
         file.write_text(config.model_dump_json())
+        # Files: a pipe that nobody reads blocks a run that says much.
+        self._out, self._err = folder / f"{self.mark}.out", folder / f"{self.mark}.err"
         names = dict(os.environ) | {MARK: self.mark} | environment
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "flows.cli", "run", str(file), "--json", *options],
-            cwd=Path(__file__).parents[2],
-            env={name: value for name, value in names.items() if value is not None},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        with self._out.open("wb") as out, self._err.open("wb") as err:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "flows.cli", "run", str(file), "--json", *options],
+                cwd=Path(__file__).parents[2],
+                env={name: value for name, value in names.items() if value is not None},
+                stdout=out,
+                stderr=err,
+            )
 
     def finish(self, seconds: float = 240) -> tuple[int, dict[str, Any], str]:
         """Wait for its end. Returns: exit code, the JSON of its last line (empty on failure), stderr."""
-        out, err = self.process.communicate(timeout=seconds)
-        lines = out.splitlines()
-        return self.process.returncode, json.loads(lines[-1]) if lines else {}, err
+        code = self.process.wait(seconds)
+        lines = self._out.read_text().splitlines()
+        return code, json.loads(lines[-1]) if lines else {}, self._err.read_text()
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
         """Send a signal to the command itself."""
@@ -83,7 +85,7 @@ def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
 
 
 def count_records(root: str) -> int:
-    return sum(1 for pattern in ("*/*/record.json", "*/*/part-*.json") for _ in Path(root).glob(pattern))
+    return sum(1 for pattern in ("[!.]*/*/record.json", "[!.]*/*/part-*.json") for _ in Path(root).glob(pattern))
 
 
 def contents(config: PipelineConfig) -> dict[str, str]:
@@ -105,14 +107,11 @@ def contents(config: PipelineConfig) -> dict[str, str]:
 def strays(root: str) -> list[str]:
     """Files under a local root that no commit record names, staging and Prefect's results aside."""
     named = set()
-    for pattern in ("*/*/record.json", "*/*/part-*.json"):
+    for pattern in ("[!.]*/*/record.json", "[!.]*/*/part-*.json"):
         for path in Path(root).glob(pattern):
             record = json.loads(path.read_text())
             folder = path.parent if record["part"] is None else path.parent / path.stem
             named |= {path, *(folder / record["content"] / entry["name"] for entry in record["files"])}
-    files = {path for path in Path(root).rglob("*") if path.is_file()}
-    return sorted(
-        str(path.relative_to(root))
-        for path in files - named
-        if path.relative_to(root).parts[0] not in (".staging", ".prefect")
-    )
+    # Unfinished files and Prefect's results lie in folders with a dot.
+    files = {path for path in Path(root).glob("[!.]*/**/*") if path.is_file()}
+    return sorted(str(path.relative_to(root)) for path in files - named)

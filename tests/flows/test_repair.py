@@ -262,7 +262,7 @@ def record_stamps(config: PipelineConfig) -> dict[str, int]:
     """When each commit record was written: a record that is touched is another one."""
     return {
         str(path): path.stat().st_mtime_ns
-        for pattern in ("*/*/record.json", "*/*/part-*.json")
+        for pattern in ("[!.]*/*/record.json", "[!.]*/*/part-*.json")
         for path in Path(config.execution.root).glob(pattern)
         if json.loads(path.read_text())
     }

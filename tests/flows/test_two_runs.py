@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from sae.plan import PipelineConfig
 from tests.flows.conftest import tiny_config
 from tests.flows.processes import CommandLine, contents, strays
@@ -26,6 +28,7 @@ def test_two_runs_of_one_config_at_once_make_one_set_of_artefacts(tmp_path: Path
     assert strays(config.execution.root) == []
 
 
+@pytest.mark.slow
 def test_two_configs_at_once_share_what_they_share(tmp_path: Path, corpus: Path, shared_server: dict[str, Any]) -> None:
     config = tiny_config(tmp_path / "root", corpus)
     saes = [{"sae": {"architecture": "topk", "d_sae": 64, "k": 6, "k_aux": 8}, "batch_rows": 128}]

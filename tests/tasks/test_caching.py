@@ -17,6 +17,7 @@ def key(name: str, job: Job | None = None, **parameters: object) -> str:
 def test_cache_keys_follow_identity_and_ignore_how_work_runs() -> None:
     a, b = ThingSpec(size=1), ThingSpec(size=2)
     base = key("make", spec=a)
+    assert base == key("make", spec=a, job=Job(root=str(Path("runs").absolute())))
     assert base == key("make", spec=ThingSpec(size=1), job=Job(root="runs", recompute=True, threads=7, limit_seconds=1))
     others = [
         key("other", spec=a),

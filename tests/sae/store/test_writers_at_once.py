@@ -6,12 +6,20 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from sae.errors import DamagedError, StoreError
 from sae.store import layout
 from sae.store.filesystem import Storage
 from sae.store.record import Record
 from sae.store.records import commit, is_intact, local_files, read_record, require_record, verify
 from tests.sae.store.things import ThingSpec, make
+
+
+@pytest.fixture(params=["disk", "s3"])
+def shared_storage(request: pytest.FixtureRequest) -> Storage:
+    """A fresh root that several writers can share. (In memory a file is not put in one step.)"""
+    return Storage(request.getfixturevalue("s3_root")) if request.param == "s3" else request.getfixturevalue("storage")
 
 
 class Contest:
@@ -82,21 +90,21 @@ def contests(
         contest.check()
 
 
-def test_equal_writers_all_succeed(any_storage: Storage) -> None:
-    contests(any_storage, [b"x"] * 4, 4)
+def test_equal_writers_all_succeed(shared_storage: Storage) -> None:
+    contests(shared_storage, [b"x"] * 4, 4)
 
 
-def test_of_different_writers_one_content_wins(any_storage: Storage) -> None:
-    contests(any_storage, [b"x", b"x", b"y", b"y", b"z"], 4)
+def test_of_different_writers_one_content_wins(shared_storage: Storage) -> None:
+    contests(shared_storage, [b"x", b"x", b"y", b"y", b"z"], 4)
 
 
-def test_equal_writers_mend_a_damaged_artefact(any_storage: Storage) -> None:
+def test_equal_writers_mend_a_damaged_artefact(shared_storage: Storage) -> None:
     def damage(spec: ThingSpec) -> None:
-        record = make(any_storage, spec, {"a": b"x", "b": b"same"})
-        any_storage.remove(record.path("b"))
-        any_storage.replace(layout.record_path(spec.ref), b"torn")
+        record = make(shared_storage, spec, {"a": b"x", "b": b"same"})
+        shared_storage.remove(record.path("b"))
+        shared_storage.replace(layout.record_path(spec.ref), b"torn")
 
-    contests(any_storage, [b"x"] * 4, 4, damage)
+    contests(shared_storage, [b"x"] * 4, 4, damage)
 
 
 def test_of_different_writers_one_replaces_a_damaged_record(storage: Storage) -> None:
