@@ -55,7 +55,7 @@ def prefect_server() -> Iterator[None]:
         url = f"http://127.0.0.1:{listening.getsockname()[1]}/api"
         try:
             server.wait_until_up(url)
-            # Nobody looks after the heartbeats of a server that ends with the run, and each flow waits for its own's end.
+            # Nobody watches heartbeats on a server that ends with the run, and every flow waits for its last one.
             with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
                 yield
         finally:

@@ -12,11 +12,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import contextlib
+import shutil
 import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +31,16 @@ from sae.store.snapshot import Snapshot, SnapshotSpec, commit_snapshot, encode_v
 from sae.store.writer import write_part
 
 MakeSnapshot = Callable[..., Snapshot]
+
+BROWSER_ARGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 @pytest.fixture
@@ -189,3 +201,20 @@ def write_snapshot(
     snapshot_spec = SnapshotSpec(parts=(spec.ref,), n_tokens=None)
     commit_snapshot(storage, snapshot_spec)
     return read_snapshot(storage, snapshot_spec.ref)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium: the system's, else playwright's own.
+
+    For a module: playwright's event loop bears no second one beside it, and no flow of Prefect.
+    """
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as driver:
+        system = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+        try:
+            started = driver.chromium.launch(executable_path=system, args=BROWSER_ARGS)
+        except playwright.Error as err:
+            pytest.skip(f"no browser: {str(err).splitlines()[0]}; install chromium, or `playwright install chromium`")
+        yield started
+        started.close()

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -18,7 +17,6 @@ import pytest
 
 from sae.plan import PipelineConfig
 from tests.flows.conftest import tiny_config, write_corpus
-from tests.sae.report.conftest import BROWSER_ARGS
 
 PROJECT = Path(__file__).parents[2]
 START_SECONDS = 120
@@ -211,20 +209,6 @@ def tiny(prefect: Prefect) -> PipelineConfig:
     """A config with changed values in every section."""
     write_corpus(prefect.folder / "corpus")
     return tiny_config(prefect.folder / "root", prefect.folder / "corpus")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Chromium, for this module alone: Prefect's flows do not run beside playwright's event loop."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as driver:
-        system = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-        try:
-            started = driver.chromium.launch(executable_path=system, args=BROWSER_ARGS)
-        except playwright.Error as err:
-            pytest.skip(f"no browser: {str(err).splitlines()[0]}; install chromium, or `playwright install chromium`")
-        yield started
-        started.close()
 
 
 @pytest.fixture

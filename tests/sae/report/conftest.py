@@ -1,7 +1,6 @@
 """Rendered reports to look at, and a browser to look with."""
 
 import importlib.util
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,16 +13,6 @@ from sae.report.config import ReportSpec
 from sae.report.render import render_report
 from sae.store.filesystem import Storage
 from sae.store.records import Record
-
-BROWSER_ARGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 class Rendered(NamedTuple):
@@ -76,20 +65,6 @@ def sweep_report(render: Callable[..., Rendered]) -> Rendered:
 def hostile_report(render: Callable[..., Rendered]) -> Rendered:
     """Tokens, labels, document names, SAE name and title that try to be markup."""
     return render(n_latents=120, hostile=True)
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    """Chromium: the system's, else playwright's own."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as driver:
-        system = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-        try:
-            started = driver.chromium.launch(executable_path=system, args=BROWSER_ARGS)
-        except playwright.Error as err:
-            pytest.skip(f"no browser: {str(err).splitlines()[0]}; install chromium, or `playwright install chromium`")
-        yield started
-        started.close()
 
 
 class Page:
