@@ -109,7 +109,8 @@ def _print_recipes() -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from flows.settings import load_config
-    from sae.plan import check_plan, make_plan
+    from sae.plan import make_plan
+    from sae.preflight import check_plan
     from sae.store.filesystem import Storage
     from tasks.progress import show_progress
 

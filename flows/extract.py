@@ -8,8 +8,8 @@ from flows.repair import Outcomes, run_repairing
 from flows.run import Run
 from flows.stages import Stage
 from sae.config import Spec
-from sae.plan import PipelineConfig, Place, Plan, check_plan, make_plan
-from sae.preflight import check_tokens
+from sae.plan import PipelineConfig, Place, Plan, make_plan
+from sae.preflight import check_plan, check_tokens
 from sae.store.records import require_record
 from sae.store.snapshot import parts_wanted
 from sae.subject.config import EmbeddedLMSpec, HFModelSpec

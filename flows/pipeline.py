@@ -15,7 +15,8 @@ from flows.report import report
 from flows.server import prefect_server
 from flows.stages import FLOW_STAGES, Stage
 from flows.train import train
-from sae.plan import PipelineConfig, check_plan, make_plan
+from sae.plan import PipelineConfig, make_plan
+from sae.preflight import check_plan
 
 
 @flow(name="pipeline", flow_run_name="pipeline: {config.report.title}", result_serializer="json")

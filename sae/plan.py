@@ -19,7 +19,6 @@ from sae.extract.config import (
 from sae.extract.corpus import Tally, measure_segment
 from sae.extract.given import resolve_given_content
 from sae.pipeline_config import ExecutionConfig, PipelineConfig
-from sae.preflight import check_root, check_sizes
 from sae.progress import Progress, silent
 from sae.report.config import ReportedSAE, ReportSpec
 from sae.statistics.config import StatisticsSpec
@@ -28,7 +27,7 @@ from sae.subject.config import EmbeddedLM, EmbeddedLMSpec, HFModelSpec, SubjectS
 from sae.subject.huggingface import resolve_pin
 from sae.train.config import SAESpec, TrainConfig
 
-__all__ = ["ExecutionConfig", "PipelineConfig", "Plan", "check_plan", "make_plan"]
+__all__ = ["ExecutionConfig", "PipelineConfig", "Plan", "make_plan"]
 
 AnyPartsSpec = PartsSpec | GivenPartsSpec
 Place = tuple[str, Split]
@@ -289,16 +288,3 @@ def _display_name(config: TrainConfig, saes: tuple[SAESpec, ...]) -> str:
     if len({spec.config.seed for spec in same}) > 1:
         name += f"-seed{config.seed}"
     return name
-
-
-def check_plan(plan: Plan) -> None:
-    """Find what can be known to be wrong before work starts; nothing is written.
-
-    Raises:
-        InputError: the model lacks a hook point or cannot be built; too little text; given activations that are not
-            finite, constant or of another shape.
-        ConfigError: a batch larger than the data, or what cannot fit into memory or on the root's disk.
-        StoreError: the root holds artefacts of a newer format.
-    """
-    check_root(plan)
-    check_sizes(plan)

@@ -6,7 +6,7 @@ tokenized, so `check_tokens` looks again then.
 
 import contextlib
 import logging
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,14 +15,12 @@ from sae.extract.config import ActivationsConfig, GivenActivations, GivenPartsSp
 from sae.extract.corpus import Tally
 from sae.extract.given import measure_given
 from sae.memory import check_fits, readable
+from sae.plan import Place, Plan
 from sae.store import layout
 from sae.store.filesystem import Storage
 from sae.store.records import read_record, require_record
 from sae.subject.config import EmbeddedLM
 from sae.subject.preflight import TRAINING_BYTES, check_subject
-
-if TYPE_CHECKING:
-    from sae.plan import Place, Plan
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +46,20 @@ class Size(NamedTuple):
     itemsize: int
 
 
-def check_root(plan: "Plan") -> None:
+def check_plan(plan: Plan) -> None:
+    """Find what can be known to be wrong before work starts; nothing is written.
+
+    Raises:
+        InputError: the model lacks a hook point or cannot be built; too little text; given activations that are not
+            finite, constant or of another shape.
+        ConfigError: a batch larger than the data, or what cannot fit into memory or on the root's disk.
+        StoreError: the root holds artefacts of a newer format.
+    """
+    _check_root(plan)
+    _check_sizes(plan)
+
+
+def _check_root(plan: Plan) -> None:
     """Raises: StoreError when the root holds the plan's artefacts in a newer format."""
     storage = Storage(plan.config.execution.root)
     for spec in plan.specs():
@@ -56,7 +67,7 @@ def check_root(plan: "Plan") -> None:
             read_record(storage, spec.ref)
 
 
-def check_sizes(plan: "Plan") -> None:
+def _check_sizes(plan: Plan) -> None:
     """Read given activations, build the model without its weights, and look at sizes. Raises: as check_plan."""
     storage = Storage(plan.config.execution.root)
     sizes = _given_sizes(plan, storage) if plan.subject is None else _model_sizes(plan)
@@ -72,7 +83,7 @@ def check_sizes(plan: "Plan") -> None:
     _check_disk(plan, storage, sizes)
 
 
-def check_tokens(storage: Storage, plan: "Plan") -> None:
+def check_tokens(storage: Storage, plan: Plan) -> None:
     """What is known once the corpus is tokenized. A request for more tokens than there are is a warning.
 
     Raises: InputError when no context is held out; ConfigError when a batch is larger than the data.
@@ -99,7 +110,7 @@ def check_tokens(storage: Storage, plan: "Plan") -> None:
         )
 
 
-def _given_sizes(plan: "Plan", storage: Storage) -> "dict[Place, Size]":
+def _given_sizes(plan: Plan, storage: Storage) -> dict[Place, Size]:
     given = plan.config.activations
     assert isinstance(given, GivenActivations)
     sizes: dict[Place, Size] = {}
@@ -117,7 +128,7 @@ def _given_sizes(plan: "Plan", storage: Storage) -> "dict[Place, Size]":
     return sizes
 
 
-def _model_sizes(plan: "Plan") -> "dict[Place, Size]":
+def _model_sizes(plan: Plan) -> dict[Place, Size]:
     corpus, activations = plan.config.corpus, plan.config.activations
     assert plan.subject
     assert corpus
@@ -138,7 +149,7 @@ def _model_sizes(plan: "Plan") -> "dict[Place, Size]":
     return sizes
 
 
-def _check_text(plan: "Plan") -> None:
+def _check_text(plan: Plan) -> None:
     """Raises: InputError when a split cannot have a context, or the text cannot have the vocabulary."""
     corpus = plan.config.corpus
     assert corpus
@@ -175,7 +186,7 @@ def _check_text(plan: "Plan") -> None:
         )
 
 
-def _check_memory(plan: "Plan", sizes: "dict[Place, Size]") -> None:
+def _check_memory(plan: Plan, sizes: dict[Place, Size]) -> None:
     """Raises: ConfigError when SAEs that train side by side cannot fit into memory."""
     together: dict[tuple[str, int], tuple[int, list[str]]] = {}
     for index, spec in enumerate(plan.saes):
@@ -191,7 +202,7 @@ def _check_memory(plan: "Plan", sizes: "dict[Place, Size]") -> None:
         check_fits(n_bytes, f"{shown}: training", "Lower d_sae, or train fewer at once.")
 
 
-def _check_disk(plan: "Plan", storage: Storage, sizes: "dict[Place, Size]") -> None:
+def _check_disk(plan: Plan, storage: Storage, sizes: dict[Place, Size]) -> None:
     """Raises: ConfigError when the root's disk has less room than what is still to be written takes, about."""
     free = storage.free_bytes()
     if free is None:
@@ -223,7 +234,7 @@ def _check_disk(plan: "Plan", storage: Storage, sizes: "dict[Place, Size]") -> N
         )
 
 
-def _most_tokens(plan: "Plan", split: Split) -> int | None:
+def _most_tokens(plan: Plan, split: Split) -> int | None:
     """No tokenizer makes more tokens than this of the text of a split."""
     if None in plan.tallies:
         return None
@@ -244,7 +255,7 @@ def _is_stored(storage: Storage, ref: str) -> bool:
     return storage.exists(layout.record_path(ref))
 
 
-def _no_heldout(plan: "Plan", why: str) -> str:
+def _no_heldout(plan: Plan, why: str) -> str:
     assert plan.config.corpus
     return (
         f"corpus.heldout_fraction: {plan.config.corpus.heldout_fraction} holds nothing out: {why} (a hash of each "

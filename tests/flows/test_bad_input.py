@@ -14,8 +14,8 @@ from flows.cli import main
 from sae.errors import ConfigError, InputError
 from sae.extract.corpus import commit_segment, training_texts
 from sae.extract.tokens import tokenize_segment
-from sae.plan import PipelineConfig, Plan, check_plan, make_plan
-from sae.preflight import check_tokens
+from sae.plan import PipelineConfig, Plan, make_plan
+from sae.preflight import check_plan, check_tokens
 from sae.store import layout
 from sae.store.filesystem import Storage
 from sae.subject.embedded import train_tokenizer

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from flows.settings import load_config
 from sae.errors import ConfigError, InputError, PipelineError
-from sae.plan import PipelineConfig, check_plan, make_plan
+from sae.plan import PipelineConfig, make_plan
+from sae.preflight import check_plan
 from tests.flows.conftest import tiny_config
 
 VALUES: list[Any] = [
