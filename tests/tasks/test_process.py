@@ -87,6 +87,7 @@ def test_a_lost_worker_is_worth_a_retry_and_the_next_call_has_another(storage: S
 
 
 def test_the_time_limit_ends_blocked_c_code_and_what_it_started(storage: Storage, tmp_path: Path) -> None:
+    run_in_worker(work.make, storage.root, {"spec": work.ThingSpec(size=1)})  # a worker that has imported everything
     with pytest.raises(TransientError, match=r"hang took longer than 4 s \(execution.task_limit_seconds\)"):
         run_in_worker(work.hang, storage.root, {"pids": str(tmp_path / "pids")}, limit_seconds=4)
     pids = read_pids(tmp_path / "pids")
