@@ -102,7 +102,12 @@ def source(value: Any, *, heldout: float = 0.0, **sae: Any) -> Change:
     def change(box: Box) -> None:
         given = value
         if isinstance(value, np.ndarray):
-            np.save(box.folder / "given.npy", value, allow_pickle=True)
+            with open(box.folder / "given.npy", "wb") as file:
+                if value.dtype == object:  # as a pickled array begins; nothing is pickled, not even to be refused
+                    header = {"descr": "|O", "fortran_order": False, "shape": value.shape}
+                    np.lib.format.write_array_header_1_0(file, header)
+                else:
+                    np.save(file, value)
             given = {"kind": "file", "url": "FOLDER/given.npy"}
         elif isinstance(value, list):
             given = {"kind": "inline", "values": value}
