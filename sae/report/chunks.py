@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 SCHEMA_VERSION = 1
-"""Of the chunks and of the page's summary. app.js shows data of another version as such."""
+"""Of the chunks and of the page's summary. The page shows data of another version as such."""
 MANTISSA_BITS = 12
 """Kept of float32 columns: a relative error of at most 1.3e-4. The latent page has exact values."""
 LABEL_SHARD = 16_384

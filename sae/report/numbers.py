@@ -1,4 +1,4 @@
-"""How numbers are written on the page: three digits, no leading zero, units with a space. app.js writes the same."""
+"""How numbers are written on the page: three digits, no leading zero, units with a space. numbers.js writes the same."""
 
 import math
 

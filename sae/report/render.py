@@ -24,6 +24,21 @@ from sae.report.toy import toy_of, verdict
 from sae.store import records
 from sae.store.filesystem import Storage
 
+SCRIPTS = (
+    *("types", "dom", "numbers", "chunks", "data", "addresses", "query"),
+    *("list", "latent", "toy"),
+    *("shell", "start"),
+)
+"""Files of site/app, in the order in which they become one script: the ground, the views, what joins them."""
+STYLES = ("base", "shell", "tables", "overview", "contexts", "list", "latent", "toy", "media")
+"""Files of site/style, in the order in which they become one stylesheet."""
+_SCRIPT_HEAD = """\
+// The report's script, joined from sae/report/site/app: a classic script without dependencies, for file://.
+// Text reaches the page only as text nodes and attributes, never as markup: every token is untrusted.
+"use strict";
+const SAE = (() => {
+"""
+
 
 def render_report(
     storage: Storage, spec: ReportSpec, lineage: Sequence[Mapping[str, Any]], *, progress: Progress = silent
@@ -75,7 +90,10 @@ def _page(
 ) -> str:
     """index.html; writes the script and the stylesheet it names."""
     site = resources.files("sae.report") / "site"
-    assets = {suffix: _write_asset(folder, site / f"app.{suffix}", suffix) for suffix in ("js", "css")}
+    assets = {
+        "js": _write_asset(folder, read_script(site), "js"),
+        "css": _write_asset(folder, read_style(site), "css"),
+    }
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["decimal"] = decimal
     template = environment.from_string((site / "index.html.j2").read_text(encoding="utf-8"))
@@ -106,7 +124,7 @@ def _summary(
         "schema": chunks.SCHEMA_VERSION,
         "title": plain(spec.config.title, 120),
         "seed": spec.config.seed,
-        "toy": has_toy,
+        "views": ["latents", "latent", *(["toy"] if has_toy else [])],
         "labelShard": chunks.LABEL_SHARD,
         "saes": [
             {
@@ -152,9 +170,19 @@ def _fact(value: Any) -> str:
     return decimal(value) if isinstance(value, float) else str(value)
 
 
-def _write_asset(folder: Path, source: Any, suffix: str) -> str:
-    """Copy a file of the site under a name with its hash, so that a bucket can cache it for ever."""
-    data = source.read_bytes()
+def read_script(site: Any) -> bytes:
+    """The files of site/app in their order as one classic script: modules do not load from file://."""
+    texts = [(site / "app" / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS]
+    return (_SCRIPT_HEAD + "\n".join(texts) + "})();\n").encode()
+
+
+def read_style(site: Any) -> bytes:
+    """The files of site/style in their order as one stylesheet."""
+    return "\n".join((site / "style" / f"{name}.css").read_text(encoding="utf-8") for name in STYLES).encode()
+
+
+def _write_asset(folder: Path, data: bytes, suffix: str) -> str:
+    """Write a file of the site under a name with its hash, so that a bucket can cache it for ever."""
     name = f"app.{hashlib.sha256(data).hexdigest()[:10]}.{suffix}"
     (folder / "assets").mkdir(exist_ok=True)
     (folder / "assets" / name).write_bytes(data)

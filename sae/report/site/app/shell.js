@@ -1,0 +1,171 @@
+// shell
+
+/** Views by the first word of their address, beside the overview, which is in the page. @type {Object<string, (at: Address) => Promise<any[]>>} */
+const VIEWS = {
+  latents: listView,
+  latent: latentView,
+  toy: toyView,
+};
+const HELP = [
+  ["/", "search"], ["j k", "next, previous row of the list"], ["Enter", "open the row"], ["[ ]", "previous, next latent of the current list"],
+  ["r", "a random live latent"], ["c", "copy the link"], ["t", "theme"], ["← →", "walk the tokens of a focused context"], ["Esc", "back to the list"],
+];
+const QUERIES = [
+  ["self", "in the rule, the top token or its context"], ['"is not"', "a phrase"], ["token:None label:import", "only in the top token, only in the rule"],
+  ["/^token x/i", "a regular expression on the rule"], ["freq>1e-4 max<20 share>.9 fires>100", "numbers"], ["is:dead is:live is:dense is:rule", "kinds"],
+  ["id:17 or 17", "one latent"], ["-is:dense  a | b", "not; or"],
+];
+let current = null;
+let drawing = 0;
+/** What is remembered of every visited address: scroll positions. @type {Map<string, {scroll?: number, page?: number}>} */
+const visited = new Map();
+
+const problemText = (error) => (error instanceof ChunkError
+  ? `${error.file} ${error.problem}. Copy this file again from the report's folder; the rest of the page works.`
+  : `This view failed: ${error.message}`);
+
+async function route() {
+  const turn = ++drawing;
+  if (current) current.entry.page = scrollY;
+  const at = parseAddress(location.hash);
+  at.entry = visited.get(location.hash) || {};
+  visited.set(location.hash, at.entry);
+  list = null;
+  let nodes = null;
+  try {
+    if (!at.known) nodes = notFound(at);
+    else if (at.view !== "overview") nodes = await VIEWS[at.view](at);
+  } catch (error) {
+    nodes = [h("h1", { tabindex: -1 }, "Not readable"), h("p", { class: "banner", role: "alert" }, problemText(error))];
+  }
+  if (turn !== drawing) return;
+  const same = current && current.view === at.view && at.view === "latents";
+  current = at;
+  $("#overview").hidden = nodes !== null;
+  $("#view").replaceChildren(...(nodes || []).flat(3).filter(Boolean));
+  for (const section of document.querySelectorAll("#overview .sae")) section.hidden = section.dataset.sae !== at.sae.key;
+  for (const link of document.querySelectorAll("nav [data-view]")) {
+    link.href = address(at.sae, link.dataset.view);
+    const here = link.dataset.view === at.view || (at.view === "latent" && link.dataset.view === "latents");
+    if (here) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  if ($("#sae-switch")) $("#sae-switch").value = at.sae.key;
+  if (document.activeElement !== $("#query")) $("#query").value = at.q;
+  const heading = $("#view h1") || $("#overview h1");
+  document.title = at.view === "overview" ? summary.title : `${heading.textContent} · ${summary.title}`;
+  at.restore?.();
+  if (same) return;
+  scrollTo(0, at.entry.page || 0);
+  if (turn > 1) {
+    if (document.activeElement !== $("#query")) heading.focus({ preventScroll: true });
+    $("#announce").textContent = heading.textContent;
+  }
+}
+
+function notFound(at) {
+  const last = at.sae.nLatents - 1;
+  const nearest = at.view === "latent" ? h("a", { href: address(at.sae, `latent/${Math.max(0, Math.min(last, at.id))}`) }, `latent ${Math.max(0, Math.min(last, at.id))}`)
+    : h("a", { href: address(at.sae, "latents") }, "the list of latents");
+  return [h("h1", { tabindex: -1 }, "Not in this report"),
+    h("p", {}, `Nothing has the address ${location.hash}. `, at.view === "latent" ? `${at.sae.name} has latents 0 to ${count(last)}. ` : "", "Nearest: ", nearest, ".")];
+}
+
+function setTheme(next) {
+  document.documentElement.dataset.theme = next;
+  try {
+    localStorage.setItem("sae-report-theme", next);
+  } catch { /* storage is off: the choice lasts until the page is closed */ }
+}
+
+function switchTheme() {
+  const dark = document.documentElement.dataset.theme
+    ? document.documentElement.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  setTheme(dark ? "light" : "dark");
+}
+
+function showHelp() {
+  const rows = (pairs) => h("dl", {}, pairs.map(([keys, text]) => [h("dt", {}, h("code", {}, keys)), h("dd", {}, text)]));
+  const dialog = h("dialog", { "aria-label": "Help", onclose: () => dialog.remove() },
+    h("h2", {}, "Keys"), rows(HELP), h("h2", {}, "Queries"), rows(QUERIES),
+    h("form", { method: "dialog" }, h("button", {}, "Close")));
+  document.body.append(dialog);
+  dialog.showModal();
+}
+
+async function randomLatent() {
+  const { sae } = current;
+  const [order, fired] = await Promise.all([column(sae, "order"), column(sae, "n_fired")]);
+  const live = order.filter((id) => fired[id] > 0);
+  if (live.length) location.hash = address(sae, `latent/${live[Math.floor(Math.random() * live.length)]}`);
+}
+
+function search(text) {
+  const { sae } = current;
+  const target = address(sae, "latents", { q: text.trim(), sort: current.view === "latents" ? current.sort : "" });
+  if (target === location.hash) return;
+  if (current.view === "latents") {
+    history.replaceState(null, "", target);
+    route();
+  } else if (text.trim()) location.hash = target;
+}
+
+function onKey(event) {
+  const typing = event.target.closest("input, select, textarea, dialog");
+  if (event.key === "Escape" && event.target === $("#query")) event.target.blur();
+  if (typing || event.ctrlKey || event.metaKey || event.altKey || !current) return;
+  const pager = $(`.pager [data-key="${CSS.escape(event.key)}"]`);
+  const actions = {
+    "/": () => $("#query").select(),
+    "?": showHelp,
+    t: switchTheme,
+    r: randomLatent,
+    c: () => navigator.clipboard?.writeText(location.href).then(() => ($("#announce").textContent = "link copied"), () => {}),
+    j: () => list?.move(1),
+    k: () => list?.move(-1),
+    Escape: () => current.view === "latent" && (location.hash = address(current.sae, "latents", current)),
+  };
+  if (pager) pager.click();
+  else if (list && event.target.closest(".rows .row") && ["ArrowDown", "ArrowUp", "Enter"].includes(event.key)) {
+    if (event.key === "Enter") list.open();
+    else list.move(event.key === "ArrowDown" ? 1 : -1);
+  } else if (actions[event.key]) actions[event.key]();
+  else return;
+  event.preventDefault();
+}
+
+function start() {
+  summary = JSON.parse($("#summary").textContent);
+  if (typeof DecompressionStream === "undefined") {
+    $("#main").prepend(h("p", { class: "banner" }, "This browser is too old for the latent views (they need DecompressionStream); the overview below is complete."));
+    return;
+  }
+  for (const hidden of document.querySelectorAll(".top [hidden]")) hidden.hidden = false;
+  let typing = 0;
+  $("#query").addEventListener("input", (event) => {
+    clearTimeout(typing);
+    typing = setTimeout(search, 150, event.target.value);
+  });
+  $("#search").addEventListener("submit", (event) => {
+    event.preventDefault();
+    clearTimeout(typing);
+    search($("#query").value);
+    if (current.view === "latents") list?.move(0);
+  });
+  $("#theme").addEventListener("click", switchTheme);
+  $("#help").addEventListener("click", showHelp);
+  $("#sae-switch")?.addEventListener("change", (event) => {
+    const sae = summary.saes.find((one) => one.key === event.target.value);
+    location.hash = address(sae, current.view === "latent" ? "latents" : current.view, current);
+  });
+  for (const link of document.querySelectorAll(".skip, a[href='#lineage']")) {
+    link.addEventListener("click", (event) => {
+      event.preventDefault(); // the hash is the address of a view
+      $(link.getAttribute("href")).focus();
+    });
+  }
+  document.addEventListener("keydown", onKey);
+  addEventListener("hashchange", route);
+  history.scrollRestoration = "manual";
+  route();
+}
