@@ -18,6 +18,28 @@ from sae.store import records
 from sae.store.filesystem import Storage
 
 _RULE_FIELDS = {"kind": pa.string(), "name": pa.string(), "share": pa.float64(), "passes": pa.bool_()}
+_COUNTED = {"precision": pa.float32(), "recall": pa.float32(), "lift": pa.float32(), "counts": pa.int64()}
+LATENT_COLUMNS: dict[str, pa.DataType] = {
+    "duplicate_of": pa.int32(),
+    "tokens": pa.list_(pa.int32()),
+    "token_bytes": pa.list_(pa.binary()),
+    "previous_tokens": pa.list_(pa.int32()),
+    "previous_bytes": pa.list_(pa.binary()),
+    "syntax": pa.list_(pa.string()),
+    **{f"{what}_{name}": pa.list_(item) for what in ("token", "previous", "syntax") for name, item in _COUNTED.items()},
+    "positions": pa.list_(pa.int64()),
+    "rule_kind": pa.string(),
+    "rule_name": pa.string(),
+    "rule_bytes": pa.binary(),
+    **{f"rule_{name}": pa.float32() for name in ("precision", "recall", "lift")},
+    "coactive": pa.list_(pa.int32()),
+    "coactive_lift": pa.list_(pa.float32()),
+    "coactive_share": pa.list_(pa.float32()),
+    "coactive_count": pa.list_(pa.int32()),
+    "neurons": pa.list_(pa.int32()),
+    "neuron_weights": pa.list_(pa.float32()),
+}
+"""What the page shows of a latent beside its firings."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +59,10 @@ class SAEInputs:
     latents: pa.Table
     """latents.parquet, sorted by id, with the columns of interpretability.parquet (null where a unit has no score)."""
     examples: Path
+    rows: Path | None
+    """rows.parquet: a sample of rows with the latents that fire on each; the same rows for every SAE of a run."""
+    passages: Path | None
+    """passages.parquet: held-out contexts with the strongest latents of every token; None without text."""
     sae_folder: Path
     snapshot: str | None
     """What the SAE was trained on."""
@@ -74,7 +100,7 @@ def _read(key: str, entry: ReportedSAE, open_artefact: Callable[[str], tuple[rec
     record, sae = open_artefact(entry.sae)
     evaluation, statistics = open_artefact(entry.evaluation)[1], open_artefact(entry.statistics)[1]
     untrained = open_artefact(entry.untrained_evaluation)[1] if entry.untrained_evaluation else None
-    latents = pq.read_table(statistics / "latents.parquet").sort_by("latent")
+    latents = _complete(pq.read_table(statistics / "latents.parquet").sort_by("latent"))
     if latents["latent"].to_pylist() != list(range(latents.num_rows)):
         raise StoreError(f"{entry.statistics}: latents.parquet does not hold every latent exactly once")
     rules = evaluation / "interpretability.parquet"
@@ -90,6 +116,8 @@ def _read(key: str, entry: ReportedSAE, open_artefact: Callable[[str], tuple[rec
         statistics=_json(statistics / "statistics.json"),
         latents=_with_rules(latents, pq.read_table(rules) if rules.exists() else None),
         examples=statistics / "examples.parquet",
+        rows=_existing(statistics / "rows.parquet"),
+        passages=_existing(statistics / "passages.parquet"),
         sae_folder=sae,
         snapshot=record.spec.get("snapshot"),
     )
@@ -106,6 +134,19 @@ def _with_rules(latents: pa.Table, rules: pa.Table | None) -> pa.Table:
         field_type = _RULE_FIELDS[column.rsplit("_", 1)[1]]
         latents = latents.append_column(column, pa.array(values, type=field_type))
     return latents
+
+
+def _complete(latents: pa.Table) -> pa.Table:
+    """Add the columns that statistics of an older version lack: empty lists and nulls."""
+    for name, kind in LATENT_COLUMNS.items():
+        if name not in latents.column_names:
+            empty = [[] if pa.types.is_list(kind) else None] * latents.num_rows
+            latents = latents.append_column(name, pa.array(empty, kind))
+    return latents
+
+
+def _existing(path: Path) -> Path | None:
+    return path if path.exists() else None
 
 
 def _json(path: Path) -> dict[str, Any]:
