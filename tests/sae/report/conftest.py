@@ -1,7 +1,6 @@
 """Rendered reports to look at, and a browser to look with."""
 
-import importlib.util
-import sys
+import importlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -26,15 +25,10 @@ class Rendered(NamedTuple):
 
 @pytest.fixture(scope="session")
 def synthetic() -> ModuleType:
-    """The module that makes artefacts up."""
-    path = Path(__file__).with_name("synthetic.py")
-    spec = importlib.util.spec_from_file_location("report_synthetic", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    """The module that makes artefacts up; it imports its neighbours as a script beside them would."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parent))
+        return importlib.import_module("synthetic")
 
 
 @pytest.fixture(scope="session")

@@ -9,64 +9,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from synthetic_statistics import write_tables
+from synthetic_text import HOSTILE, HOSTILE_TEXT, source_text
 
 from sae.config import Spec
 from sae.report.config import ReportConfig, ReportedSAE, ReportSpec
 from sae.store import records
 from sae.store.filesystem import Storage
-
-N_ROWS = 200_000
-EDGES = 2.0 ** (np.arange(129) / 4 - 16)
-HOSTILE = (
-    b"<script>alert(1)</script>",
-    b"</script><script>window.PWN=1</script>",
-    b'"><img src=x onerror=window.PWN=1>',
-    "\u202eabc".encode(),
-    b"a\x00b",
-    b"\xff\xfe\xc3",
-    b"&lt;b&gt;",
-    b"{{ 7*7 }}",
-    b"${window.PWN=1}",
-    b"x" * 300,
-    "\u2028".encode(),
-    b"' onmouseover='window.PWN=1",
-)
-HOSTILE_TEXT = "<img src=x onerror=window.PWN=1>\u202e\x00</script>\"'"
-
-_SOURCE = '''
-class Parser:
-    """Parse one line of the log; see RFC 5424."""
-
-    def __init__(self, path, *, encoding=None):
-        self.path = path
-        self.encoding = encoding or "utf-8"
-        self._lines = []
-
-    def __repr__(self):
-        return f"Parser({self.path!r})"
-
-    @property
-    def lines(self):
-        if self._lines is not None and len(self._lines) == 0:
-            raise ValueError("no lines were read from %r" % self.path)
-        return self._lines
-
-    def read(self, size=-1):
-\ttry:
-\t    with open(self.path, encoding=self.encoding) as file:
-\t        for number, line in enumerate(file):
-\t            if line.startswith("#"):
-\t                continue
-\t            self._lines.append((number, line.rstrip("\\n")))
-\texcept OSError as error:
-\t    raise RuntimeError(f"line {number}: café naïve – {error}") from None
-import os, sys, re, json, struct, socket, threading
-from collections import namedtuple, OrderedDict, defaultdict
-__all__ = ["Parser", "dumps", "loads"]
-def dumps(obj, *, skipkeys=False, ensure_ascii=True, default=None, **kw):
-    if not skipkeys and ensure_ascii and default is None and not kw:
-        return _default_encoder.encode(obj)
-'''
 
 
 class GivenSpec(Spec):
@@ -79,22 +28,6 @@ class GivenSpec(Spec):
 def _spec_of(stage: str, kind: str, name: str) -> Spec:
     found = type("GivenSpec", (GivenSpec,), {"stage": stage, "code_version": 1, "__module__": __name__})
     return found(kind=kind, name=name)
-
-
-def tokenized(extra: tuple[bytes, ...] = ()) -> tuple[list[bytes], np.ndarray]:
-    """A vocabulary of pieces and the source text as ids; multi-byte characters are split over tokens."""
-    import re
-
-    pieces = [piece.encode() for piece in re.findall(r" ?\w+|\n|\t| +(?= \w)|[^\w\s]| ", _SOURCE)]
-    split: list[bytes] = []
-    for piece in pieces:
-        cut = next((i + 1 for i, byte in enumerate(piece) if byte >= 0xC2), None)
-        split += [piece] if cut is None else [piece[:cut], piece[cut:]]
-    for i, piece in enumerate(extra):
-        split.insert(7 + 11 * i, piece)
-    vocabulary = sorted(set(split))
-    index = {piece: i for i, piece in enumerate(vocabulary)}
-    return vocabulary, np.array([index[piece] for piece in split])
 
 
 def _commit(storage: Storage, spec: Spec, write: Callable[[Path], None]) -> str:
@@ -130,121 +63,12 @@ def write_sae(storage: Storage, name: str, d_sae: int) -> str:
 def write_statistics(
     storage: Storage, name: str, d_sae: int, *, extra: tuple[bytes, ...] = (), has_text: bool = True, seed: int = 0
 ) -> str:
-    """latents.parquet, examples.parquet and statistics.json. Latent 3 is dead, 5 dense, 7 fires three times."""
-    rng = np.random.default_rng(seed)
-    vocabulary, text = tokenized(extra)
-    n_fired = np.maximum(5, (N_ROWS * 10 ** rng.normal(-2.4, 0.6, d_sae)).astype(np.int64))
-    for latent, n in ((3, 0), (5, N_ROWS // 5), (7, 3)):
-        if latent < d_sae:
-            n_fired[latent] = n
-    n_fired[rng.random(d_sae) < 0.02] = 0
-    scale = 10 ** rng.normal(0.3, 0.25, d_sae)
-    rows: list[dict[str, Any]] = []
-    examples: list[dict[str, Any]] = []
-    for latent in range(d_sae):
-        n = int(n_fired[latent])
-        values = np.sort(rng.gamma(2.0, scale[latent], min(n, 4000))).astype(np.float32)
-        histogram = np.histogram(np.clip(values, EDGES[0], EDGES[-1]), EDGES)[0] * max(1, n // max(1, len(values)))
-        quartiles = np.quantile(values, (0.25, 0.5, 0.75)) if n >= 5 else (np.nan,) * 3
-        others = [int(other) for other in rng.permutation(d_sae)[:11] if other != latent][:10]
-        order = rng.permutation(len(vocabulary))[:20].tolist() if has_text else []
-        up, down = order[: len(order) // 2], order[len(order) // 2 :]
-        strengths = np.sort(rng.gamma(2, 0.5, len(up)))[::-1].astype(np.float32).tolist()
-        rows.append(
-            {
-                "latent": latent,
-                "n_fired": n,
-                "frequency": n / N_ROWS,
-                "n_fired_train": n - n // 6,
-                "n_fired_heldout": n // 6,
-                "mean_act": float(values.mean()) if n else np.nan,
-                "max_act": float(values.max()) if n else np.nan,
-                **dict(zip(("q25", "q50", "q75"), map(float, quartiles), strict=True)),
-                "histogram": histogram.tolist(),
-                "dead": n == 0,
-                "dense": n / N_ROWS > 0.1,
-                "neighbours": others,
-                "neighbour_cosines": np.sort(rng.random(len(others)))[::-1].tolist(),
-                "logits_up": up,
-                "logits_up_values": strengths,
-                "logits_up_bytes": [vocabulary[i] for i in up],
-                "logits_down": down,
-                "logits_down_values": [-value for value in strengths],
-                "logits_down_bytes": [vocabulary[i] for i in down],
-            }
-        )
-        examples += _examples_of(rng, latent, values, vocabulary, text, has_text)
+    """latents.parquet, examples.parquet, rows.parquet, passages.parquet and statistics.json."""
 
     def write(folder: Path) -> None:
-        pq.write_table(pa.Table.from_pylist(rows, schema=LATENTS_SCHEMA), folder / "latents.parquet")
-        pq.write_table(pa.Table.from_pylist(examples, schema=EXAMPLES_SCHEMA), folder / "examples.parquet")
-        summary = {
-            "n_rows": N_ROWS,
-            "n_rows_train": 170_000,
-            "n_rows_heldout": 30_000,
-            "d_sae": d_sae,
-            "histogram_edges": EDGES.tolist(),
-            "group_population": "random draws from each quarter of a sample",
-            "seed": 0,
-            "vocab_size": len(vocabulary) if has_text else None,
-            "has_text": has_text,
-            "logits": "direct path: decoder row times unembedding" if has_text else None,
-            "no_logits_because": None if has_text else "given activations come without a model",
-        }
-        (folder / "statistics.json").write_text(json.dumps(summary))
+        write_tables(folder, d_sae, source_text(extra), has_text=has_text, seed=seed)
 
     return _commit(storage, _spec_of("statistics", "statistics", name), write)
-
-
-def _examples_of(
-    rng: np.random.Generator,
-    latent: int,
-    values: np.ndarray,
-    vocabulary: list[bytes],
-    text: np.ndarray,
-    has_text: bool,
-) -> list[dict[str, Any]]:
-    if not len(values):
-        return []
-    target = int(text[int(rng.integers(len(text)))])
-    places = np.flatnonzero(text == target)
-    groups: dict[str, np.ndarray] = {"top": values[::-1][:20]}
-    if len(values) >= 5:
-        for i, quarter in enumerate(np.array_split(values, 4)):
-            groups[f"q{i}"] = np.sort(rng.choice(quarter, min(5, len(quarter)), replace=False))[::-1]
-    groups["random"] = rng.permutation(values)[:5]
-    found = []
-    for group in ("top", "q3", "q2", "q1", "q0", "random"):
-        for rank, value in enumerate(groups.get(group, ())):
-            place = int(places[rank % len(places)]) if group == "top" else int(rng.integers(len(text)))
-            start = max(0, place - 20)
-            window = text[start : start + 32]
-            peak = place - start
-            acts = np.zeros(len(window), np.float32)
-            for near in np.flatnonzero(rng.random(len(window)) < 0.08):
-                acts[near] = value * rng.random()
-            acts[peak] = value
-            if not has_text:
-                window, acts, peak = np.array([-1]), np.array([value], np.float32), 0
-            doc = int(rng.integers(40))
-            found.append(
-                {
-                    "latent": latent,
-                    "group": group,
-                    "rank": rank,
-                    "value": float(value),
-                    "seq": int(rng.integers(2000)),
-                    "pos": peak,
-                    "split": "heldout" if rng.random() < 0.2 else "train",
-                    "doc": doc,
-                    "doc_name": f"lib/module_{doc:02d}.py" if doc else HOSTILE_TEXT,
-                    "peak": peak,
-                    "token_ids": window.tolist(),
-                    "token_bytes": [vocabulary[i] for i in window] if has_text else [b"cat"],
-                    "activations": acts.tolist(),
-                }
-            )
-    return found
 
 
 def write_evaluation(
@@ -452,43 +276,3 @@ def demo_spec(storage: Storage, *, n_latents: int = 300, hostile: bool = False, 
         )
     title = HOSTILE_TEXT if hostile else "Python standard library, one-layer LM"
     return ReportSpec(config=ReportConfig(title=title, chunk_bytes=20_000), saes=tuple(saes))
-
-
-LATENTS_SCHEMA = pa.schema(
-    {
-        "latent": pa.int32(),
-        "n_fired": pa.int64(),
-        "frequency": pa.float64(),
-        "n_fired_train": pa.int64(),
-        "n_fired_heldout": pa.int64(),
-        **{name: pa.float32() for name in ("mean_act", "max_act", "q25", "q50", "q75")},
-        "histogram": pa.list_(pa.int64()),
-        "dead": pa.bool_(),
-        "dense": pa.bool_(),
-        "neighbours": pa.list_(pa.int32()),
-        "neighbour_cosines": pa.list_(pa.float32()),
-        "logits_up": pa.list_(pa.int32()),
-        "logits_up_values": pa.list_(pa.float32()),
-        "logits_up_bytes": pa.list_(pa.binary()),
-        "logits_down": pa.list_(pa.int32()),
-        "logits_down_values": pa.list_(pa.float32()),
-        "logits_down_bytes": pa.list_(pa.binary()),
-    }
-)
-EXAMPLES_SCHEMA = pa.schema(
-    {
-        "latent": pa.int32(),
-        "group": pa.string(),
-        "rank": pa.int32(),
-        "value": pa.float32(),
-        "seq": pa.int32(),
-        "pos": pa.int32(),
-        "split": pa.string(),
-        "doc": pa.int32(),
-        "doc_name": pa.string(),
-        "peak": pa.int32(),
-        "token_ids": pa.list_(pa.int32()),
-        "token_bytes": pa.list_(pa.binary()),
-        "activations": pa.list_(pa.float32()),
-    }
-)

@@ -110,8 +110,8 @@ def test_sort_and_search_agree_with_the_table(report: Any, visit: Callable[..., 
         return int(page.text_content("#n-results").split()[0])
 
     assert search("is:dead") == sum(row["dead"] for row in table)
-    assert search("freq>1e-3 max<20 -is:dense") == sum(
-        row["frequency"] > 1e-3 and row["max_act"] < 20 and not row["dense"] for row in table
+    assert search("freq>1.002e-3 max<20.1 -is:dense") == sum(
+        row["frequency"] > 1.002e-3 and row["max_act"] < 20.1 and not row["dense"] for row in table
     )
     assert search("id:17") == 1
     assert search("is:dense | id:17") == 1 + sum(row["dense"] for row in table)
