@@ -51,6 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from flows.show import show
 
             print(show(options.uri, check=options.verify))
+        elif options.command == "serve":
+            from flows.serve import serve
+
+            serve(options.uri, options.host, options.port)
         else:
             _run(options)
     except WorkerCrash as err:
@@ -97,6 +101,10 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("show", help="what an artefact is, from what, when; sizes and metrics")
     show.add_argument("uri", metavar="URI")
     show.add_argument("--verify", action="store_true", help="compare every file with its recorded hash")
+    serve = commands.add_parser("serve", help="a report as a web site, with its model: encode text, steer latents")
+    serve.add_argument("uri", metavar="URI", help="a report's folder or index.html, or a root: its newest report")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    serve.add_argument("--port", type=int, default=8765, help="0: any free one (default: 8765)")
     return parser
 
 
