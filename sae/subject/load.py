@@ -43,11 +43,13 @@ def load_subject(storage: Storage, ref: str, device: str | torch.device = "cpu")
         InputError: a pinned model cannot be loaded, has changed, or lacks weights.
         TransientError: the hub cannot be reached and the model is not in the local cache.
     """
-    with _source(storage, ref) as source, _LOADING, explained(source):
-        model, causal = _load_model(source)
-        tokenizer = load_source_tokenizer(source)
-    model.to(device).eval().requires_grad_(False)
-    return Subject(model, tokenizer, special_ids(tokenizer), causal)
+    with _source(storage, ref) as source:
+        return _load(source, device)
+
+
+def load_pinned(spec: HFModelSpec, device: str | torch.device = "cpu") -> Subject:
+    """Load a pinned model that is no artefact. Raises: InputError and TransientError as load_subject."""
+    return _load(pinned_source(spec), device)
 
 
 def load_tokenizer(storage: Storage, ref: str) -> Any:
@@ -129,6 +131,14 @@ def _source(storage: Storage, ref: str) -> Iterator[ModelSource]:
         return
     spec = HFModelSpec.model_validate(record.spec)
     yield pinned_source(spec)
+
+
+def _load(source: ModelSource, device: str | torch.device) -> Subject:
+    with _LOADING, explained(source):
+        model, causal = _load_model(source)
+        tokenizer = load_source_tokenizer(source)
+    model.to(device).eval().requires_grad_(False)
+    return Subject(model, tokenizer, special_ids(tokenizer), causal)
 
 
 def _load_model(source: ModelSource) -> tuple[Any, bool]:
