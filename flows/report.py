@@ -13,6 +13,7 @@ from flows.stages import Stage
 from sae.plan import PipelineConfig, Plan, make_plan
 from sae.statistics.config import StatisticsSpec
 from sae.statistics.statistics import count_parts
+from sae.statistics.tree import merge_levels
 from sae.store.records import require_record
 from tasks import report as tasks
 
@@ -60,8 +61,11 @@ def report_uri(run: Run, plan: Plan) -> str:
 
 def _statistics(run: Run, spec: StatisticsSpec) -> None:
     if run.wants("statistics"):
-        jobs = [([spec], part) for part in range(count_parts(run.storage, spec))]
-        run.fan_out("statistics", "statistics", tasks.statistics_of_part, jobs)
+        n_parts = count_parts(run.storage, spec)
+        run.fan_out("statistics", "statistics", tasks.statistics_of_part, [([spec], part) for part in range(n_parts)])
+        for level in merge_levels(n_parts):
+            jobs = [([spec], node.part) for node in level]
+            run.fan_out("statistics", "statistics: merge", tasks.merge_statistics_parts, jobs)
         run.do("statistics", tasks.merge_statistics, [spec])
 
 

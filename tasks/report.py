@@ -25,6 +25,12 @@ def statistics_of_part(spec: StatisticsSpec, part: int, job: Job) -> list[str]:
     return produce(job, [spec], statistics.statistics_of_part, {"spec": spec, "part": part}, part=part)
 
 
+@task(task_run_name="merge-statistics-part-{part:05d}", **TASK_OPTIONS)
+def merge_statistics_parts(spec: StatisticsSpec, part: int, job: Job) -> list[str]:
+    """Merge some parts' statistics into a further part: a node of the merge tree."""
+    return produce(job, [spec], statistics.merge_parts, {"spec": spec, "part": part}, part=part)
+
+
 @task(task_run_name="merge-statistics-{spec.fingerprint}", **TASK_OPTIONS)
 def merge_statistics(spec: StatisticsSpec, job: Job) -> list[str]:
     """Merge the parts' statistics into tables of latents and examples."""

@@ -1,130 +1,114 @@
-"""Per-latent sums and kept examples that merge: merge(stats(A), stats(B)) == stats(A + B).
+"""Everything that is accumulated about the latents of one SAE, such that merge(stats(A), stats(B)) == stats(A + B).
 
-Counts, maxima, histograms and examples merge exactly, in any order. Sums are float64 and agree to rounding, so parts
-are always merged in order of their number. Memory: d_sae x (bins + kept examples), whatever the number of rows.
+Counts, maxima, histograms, examples and sampled rows merge exactly, in any order and any tree. Sums of activations are
+float64 and agree to rounding, so parts are always merged in order of their number. Memory: d_sae x (bins + kept
+examples) and the tables of `Cooccurrence`, whatever the number of rows.
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from sae.extract.config import Split
-from sae.statistics.firings import SPLITS, Firings
+from sae.statistics.cooccurrence import Cooccurrence
+from sae.statistics.firings import NO_LABEL, SPLITS, Block, Firings, Rows
+from sae.statistics.kept import Kept, derived_numbers, row_numbers, strengths
+from sae.statistics.row_sample import RowSample, SampledRows
 
-BINS_PER_OCTAVE = 4
+BINS_PER_OCTAVE_BITS = 3
+"""Octaves are cut into 2^3 bins of equal width: the leading bits of a float are its bin."""
 MIN_EXPONENT, MAX_EXPONENT = -16, 16
-HISTOGRAM_EDGES = 2.0 ** (
-    np.arange((MAX_EXPONENT - MIN_EXPONENT) * BINS_PER_OCTAVE + 1) / BINS_PER_OCTAVE + MIN_EXPONENT
+HISTOGRAM_EDGES = np.append(
+    np.outer(2.0 ** np.arange(MIN_EXPONENT, MAX_EXPONENT), 1 + np.arange(8) / 8).reshape(-1), 2.0**MAX_EXPONENT
 )
-"""Edges of the activation histogram, the same for all latents; what lies outside counts in the end bins. [129]"""
+"""Edges of the activation histogram, the same for all latents; what lies outside counts in the end bins. [257]"""
 N_BINS = len(HISTOGRAM_EDGES) - 1
-MAX_PENDING = 1 << 19
-"""Firings that wait to be sorted in, per kept list."""
-_NO_LIMIT = np.uint64(0xFFFFFFFFFFFFFFFF)
+PLACES_PER_TOKEN = 16
+"""Random rows kept for every token, among which its latents' near misses are looked for."""
+_PLACE_SALT = 0x504C4143
+_SHIFT = 23 - BINS_PER_OCTAVE_BITS
+_FIRST_BIN = (127 + MIN_EXPONENT) << BINS_PER_OCTAVE_BITS
 
 
-def priorities(seed: int, firings: Firings) -> np.ndarray:
-    """A pseudo-random number per firing that depends on nothing but seed, latent and place. [n] uint64
+class Sizes(NamedTuple):
+    """What decides how much is kept."""
 
-    The n smallest of a latent are a uniform sample of its firings, whatever the order they come in.
-    Mixing: the finalizer of splitmix64 (Steele et al. 2014), once per word.
-    """
-    state = _mix(np.full(1, seed & 0xFFFFFFFFFFFFFFFF, np.uint64))
-    for word in (firings.context, firings.pos, firings.latent):
-        state = _mix(state ^ word.astype(np.uint64))
-    return state
-
-
-def strengths(firings: Firings) -> np.ndarray:
-    """A number per firing that is smaller the stronger it is. [n] uint64"""
-    # The bits of positive floats are in the floats' order.
-    return (np.uint32(0xFFFFFFFF) - firings.value.view(np.uint32)).astype(np.uint64)
-
-
-class Kept:
-    """The n firings of every latent with the smallest score, or the n documents with the smallest scores.
-
-    Args:
-        n: how many to keep per latent.
-        per_document: keep only the best firing of each document.
-    """
-
-    def __init__(self, d_sae: int, n: int, *, per_document: bool) -> None:
-        self.n, self.per_document = n, per_document
-        self._limit = np.full(d_sae, _NO_LIMIT)
-        self._firings, self._score = Firings.empty(), np.empty(0, np.uint64)
-        self._pending: list[tuple[Firings, np.ndarray]] = []
-        self._n_pending = 0
-
-    def add(self, firings: Firings, score: np.ndarray) -> None:
-        """Offer firings. `score`: [n] uint64"""
-        # A firing above the limit has n better ones already (in n other documents), so it can never be kept.
-        good = np.flatnonzero(score <= self._limit[firings.latent])
-        self._pending.append((firings.take(good), score[good]))
-        self._n_pending += len(good)
-        if self._n_pending >= MAX_PENDING:
-            self._sort_in()
-
-    def read(self) -> tuple[Firings, np.ndarray]:
-        """What is kept and its scores, sorted by latent, then score, then place."""
-        self._sort_in()
-        return self._firings, self._score
-
-    def _sort_in(self) -> None:
-        if not self._pending:
-            return
-        firings = Firings.concatenate([self._firings, *(piece for piece, _ in self._pending)])
-        score = np.concatenate([self._score, *(piece for _, piece in self._pending)])
-        self._pending, self._n_pending = [], 0
-        if self.per_document:
-            order = np.lexsort((firings.pos, firings.context, score, firings.doc, firings.latent))
-            latent, doc = firings.latent[order], firings.doc[order]
-            order = order[_first_of_run(latent) | _first_of_run(doc)]
-            firings, score = firings.take(order), score[order]
-        order = np.lexsort((firings.pos, firings.context, score, firings.latent))
-        rank = rank_in_run(firings.latent[order])
-        order = order[rank < self.n]
-        self._firings, self._score = firings.take(order), score[order]
-        last = rank[rank < self.n] == self.n - 1
-        self._limit[self._firings.latent[last]] = self._score[last]
+    d_sae: int
+    n_top: int
+    """Strongest firings kept per latent, one per document."""
+    n_samples: int
+    """Size of the uniform sample of each latent's firings."""
+    seed: int
+    """Of the samples."""
+    row_share: float = 0.0
+    """Share of the rows that are kept with all their latents."""
+    vocab_size: int = 0
+    """0 without text."""
+    n_labels: int = 0
+    """Syntax labels; 0 where the corpus has none."""
+    context_tokens: int = 0
+    """Length of the contexts; 0 without text."""
 
 
 class LatentSums:
-    """Everything that is accumulated about the latents of one SAE.
+    """The accumulator of one SAE."""
 
-    Args:
-        d_sae: number of latents.
-        n_top: strongest firings kept per latent, one per document.
-        n_samples: size of the uniform sample of each latent's firings.
-        seed: of the sample.
-    """
-
-    def __init__(self, d_sae: int, n_top: int, n_samples: int, seed: int) -> None:
-        self.d_sae, self.seed = d_sae, seed
+    def __init__(self, sizes: Sizes) -> None:
+        d_sae = sizes.d_sae
+        self.sizes, self.d_sae = sizes, d_sae
         self.n_rows = np.zeros(len(SPLITS), np.int64)
         self.n_fired = np.zeros((len(SPLITS), d_sae), np.int64)
         self.sum = np.zeros(d_sae, np.float64)
         self.sum_sq = np.zeros(d_sae, np.float64)
         self.max = np.zeros(d_sae, np.float32)
         self.histogram = np.zeros((d_sae, N_BINS), np.int64)
-        self.top = Kept(d_sae, n_top, per_document=True)
-        self.sample = Kept(d_sae, n_samples, per_document=False)
+        self.top = Kept(d_sae, sizes.n_top, per_document=True)
+        self.sample = Kept(d_sae, sizes.n_samples, per_document=False)
+        self.rows = RowSample(sizes.row_share)
+        self.places = Kept(sizes.vocab_size, PLACES_PER_TOKEN, per_document=False)
+        """Random rows of every token, in the form of firings whose latent is the token."""
+        self.position_edges = position_edges(sizes.context_tokens)
+        self.on = {
+            "token": Cooccurrence(d_sae, sizes.vocab_size),
+            "previous token": Cooccurrence(d_sae, sizes.vocab_size),
+            "syntax": Cooccurrence(d_sae, sizes.n_labels),
+            "position": Cooccurrence(d_sae, len(self.position_edges) - 1),
+        }
+        """Firings by what stands at the row."""
 
-    def add(self, split: Split, n_rows: int, firings: Firings) -> None:
-        """Count `n_rows` rows of a split and all their firings."""
+    def add(self, split: Split, block: Block) -> None:
+        """Count the rows of a block and all their firings."""
         code = SPLITS.index(split)
-        latent = firings.latent.astype(np.intp)
-        value = firings.value.astype(np.float64)
-        bins = np.searchsorted(HISTOGRAM_EDGES, value, side="right") - 1
-        self.n_rows[code] += n_rows
-        np.add.at(self.n_fired[code], latent, 1)
-        np.add.at(self.sum, latent, value)
-        np.add.at(self.sum_sq, latent, value * value)
-        np.maximum.at(self.max, latent, firings.value)
-        np.add.at(self.histogram.reshape(-1), latent * N_BINS + np.clip(bins, 0, N_BINS - 1), 1)
-        self.top.add(firings, strengths(firings))
-        self.sample.add(firings, priorities(self.seed, firings))
+        rows, row, value = block.rows, block.row, block.value
+        latent = block.latent.astype(np.intp)
+        wide = value.astype(np.float64)
+        self.n_rows[code] += len(rows)
+        self.n_fired[code] += np.bincount(latent, minlength=self.d_sae)
+        self.sum += np.bincount(latent, wide, self.d_sae)
+        self.sum_sq += np.bincount(latent, wide * wide, self.d_sae)
+        np.maximum.at(self.max, latent, value)
+        np.add.at(self.histogram.reshape(-1), latent * N_BINS + bins_of(value), 1)
+        numbers = row_numbers(self.sizes.seed, rows)
+        self.top.add(block, strengths(value))
+        self.sample.add(block, derived_numbers(numbers[row], block.latent))
+        self.rows.add(block, numbers)
+        if self.sizes.vocab_size:
+            self._add_text(rows, row, latent, numbers)
+
+    def _add_text(self, rows: Rows, row: np.ndarray, latent: np.ndarray, numbers: np.ndarray) -> None:
+        at_token = Block(rows, np.arange(len(rows)), rows.token, np.zeros(len(rows), np.float32))
+        self.places.add(at_token, derived_numbers(numbers, _PLACE_SALT))
+        labels = np.where(rows.label == NO_LABEL, -1, rows.label.astype(np.int64))
+        positions = np.searchsorted(self.position_edges, rows.pos, side="right") - 1
+        for name, codes in (
+            ("token", rows.token),
+            ("previous token", rows.previous),
+            ("syntax", labels),
+            ("position", positions),
+        ):
+            self.on[name].add(codes, row, latent)
 
     def merge(self, other: "LatentSums") -> None:
         """Add what another accumulator saw; the two must have seen different rows."""
@@ -134,55 +118,61 @@ class LatentSums:
         self.sum_sq += other.sum_sq
         np.maximum(self.max, other.max, out=self.max)
         self.histogram += other.histogram
-        self.top.add(*other.top.read())
-        self.sample.add(*other.sample.read())
+        for mine, theirs in zip(self._kept().values(), other._kept().values(), strict=True):
+            mine.merge(*theirs.read())
+        self.rows.merge(other.rows.read())
+        for name, counts in self.on.items():
+            counts.merge(other.on[name])
 
     def save(self, path: Path) -> None:
         """Write everything to a safetensors file; the same content gives the same bytes."""
         used = np.flatnonzero(self.histogram)
-        tensors = {
-            "n_rows": self.n_rows,
-            "n_fired": self.n_fired,
-            "sum": self.sum,
-            "sum_sq": self.sum_sq,
-            "max": self.max,
-            "histogram_index": used,
-            "histogram_count": self.histogram.reshape(-1)[used],
-        }
-        for name, kept in (("top", self.top), ("sample", self.sample)):
+        tensors = {name: getattr(self, name) for name in _PLAIN}
+        tensors |= {"histogram.index": used, "histogram.count": self.histogram.reshape(-1)[used]}
+        for name, kept in self._kept().items():
             firings, score = kept.read()
-            tensors |= {f"{name}_{field}": column for field, column in firings._asdict().items()}
-            tensors[f"{name}_score"] = score
+            tensors |= {f"{name}.{field}": column for field, column in firings._asdict().items()}
+            tensors[f"{name}.score"] = score
+        sampled = self.rows.read()
+        tensors |= {f"rows.{field}": column for field, column in sampled.rows._asdict().items()}
+        tensors |= {f"rows.{field}": getattr(sampled, field) for field in _SAMPLED}
+        for name, counts in self.on.items():
+            tensors |= {f"{name}.{field}": column for field, column in counts.tensors().items()}
         save_file(tensors, path)
 
     def merge_file(self, path: Path) -> None:
-        """Add a saved accumulator of the same SAE, seed and numbers of examples."""
+        """Add a saved accumulator of the same sizes."""
         tensors = load_file(path)
-        other = LatentSums(self.d_sae, self.top.n, self.sample.n, self.seed)
-        for name in ("n_rows", "n_fired", "sum", "sum_sq", "max"):
-            setattr(other, name, tensors[name])
-        other.histogram.reshape(-1)[tensors["histogram_index"]] = tensors["histogram_count"]
-        for name, kept in (("top", other.top), ("sample", other.sample)):
-            kept.add(Firings(*(tensors[f"{name}_{field}"] for field in Firings._fields)), tensors[f"{name}_score"])
-        self.merge(other)
+        self.n_rows += tensors["n_rows"]
+        self.n_fired += tensors["n_fired"]
+        self.sum += tensors["sum"]
+        self.sum_sq += tensors["sum_sq"]
+        np.maximum(self.max, tensors["max"], out=self.max)
+        self.histogram.reshape(-1)[tensors["histogram.index"]] += tensors["histogram.count"]
+        for name, kept in self._kept().items():
+            kept.merge(Firings(*(tensors[f"{name}.{field}"] for field in Firings._fields)), tensors[f"{name}.score"])
+        rows = Rows(*(tensors[f"rows.{field}"] for field in Rows._fields))
+        self.rows.merge(SampledRows(rows, *(tensors[f"rows.{field}"] for field in _SAMPLED)))
+        for name, counts in self.on.items():
+            counts.add_tensors({field: tensors[f"{name}.{field}"] for field in ("rows", "index", "count")})
+
+    def _kept(self) -> dict[str, Kept]:
+        return {"top": self.top, "sample": self.sample, "places": self.places}
 
 
-def rank_in_run(sorted_keys: np.ndarray) -> np.ndarray:
-    """Place of every element among the equal elements around it. [n] int64"""
-    starts = np.flatnonzero(_first_of_run(sorted_keys))
-    lengths = np.diff(np.append(starts, len(sorted_keys)))
-    return np.arange(len(sorted_keys)) - np.repeat(starts, lengths)
+_PLAIN = ("n_rows", "n_fired", "sum", "sum_sq", "max")
+_SAMPLED = ("offsets", "latent", "value")
 
 
-def _first_of_run(sorted_keys: np.ndarray) -> np.ndarray:
-    first = np.ones(len(sorted_keys), bool)
-    first[1:] = sorted_keys[1:] != sorted_keys[:-1]
-    return first
+def bins_of(value: np.ndarray) -> np.ndarray:
+    """The bin of HISTOGRAM_EDGES that each activation (float32, above zero) lies in. [n] int64"""
+    leading = value.view(np.uint32).astype(np.int64) >> _SHIFT
+    return np.clip(leading - _FIRST_BIN, 0, N_BINS - 1)
 
 
-def _mix(state: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is meant
-        state = state + np.uint64(0x9E3779B97F4A7C15)
-        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return state ^ (state >> np.uint64(31))
+def position_edges(context_tokens: int) -> np.ndarray:
+    """Edges of the bins of positions: 0, 1, 2, 4, 8, ... up to the context's length."""
+    if context_tokens == 0:
+        return np.zeros(1, np.int64)
+    powers = 1 << np.arange(max(context_tokens - 1, 1).bit_length())
+    return np.concatenate([[0], powers[powers < context_tokens], [context_tokens]])

@@ -66,3 +66,16 @@ def logit_effects(W_dec: Tensor, to_logits: Tensor, n: int) -> tuple[Ranked, Ran
         for ranked, largest in ((up, True), (down, False)):
             ranked.value[rows], ranked.indices[rows] = effects.topk(n, dim=1, largest=largest)
     return up, down
+
+
+@torch.inference_mode()
+def nearest_neurons(W_dec: Tensor, n: int) -> Ranked:
+    """The n dimensions of the hook point along which each decoder row points most: cosines with the basis, signed.
+
+    Args:
+        W_dec: [d_sae, d_in]
+        n: cut to d_in.
+    """
+    unit = torch.nn.functional.normalize(W_dec.float(), dim=1)
+    index = unit.abs().topk(min(n, W_dec.shape[1]), dim=1).indices
+    return Ranked(index, unit.gather(1, index))

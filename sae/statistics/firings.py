@@ -12,7 +12,7 @@ from sae.extract.config import Split
 from sae.statistics.config import StatisticsSpec
 from sae.store.contexts import Contexts
 from sae.store.filesystem import Storage
-from sae.store.reader import iter_rows, read_snapshot
+from sae.store.reader import RowBlock, iter_rows, read_snapshot
 from sae.store.rows import TextSource, context_index, contexts_of_part, text_source
 from sae.store.snapshot import Snapshot
 
@@ -20,6 +20,8 @@ SPLITS: tuple[Split, ...] = ("heldout", "train")
 """Their order is the order of the parts, and a split's place in it is its code in a context's key."""
 BLOCK_ROWS = 8192
 """Rows encoded at once."""
+NO_TOKEN = -1
+NO_LABEL = 255
 
 
 class Firings(NamedTuple):
@@ -52,6 +54,44 @@ class Firings(NamedTuple):
     def empty(cls) -> "Firings":
         """No firings."""
         return cls(*(np.empty(0, dtype) for dtype in (np.int32, np.float32, np.int64, np.int32, np.int64)))
+
+
+class Rows(NamedTuple):
+    """Where rows come from and what stands there. Parallel arrays [n_rows]."""
+
+    context: np.ndarray
+    """Key of the context: segment, split and number (`context_key`). int64"""
+    pos: np.ndarray
+    """Position in the context. int32"""
+    doc: np.ndarray
+    """Key of the document: segment and index; a given row is its own document. int64"""
+    token: np.ndarray
+    """Token id, NO_TOKEN for given activations. int32"""
+    previous: np.ndarray
+    """The token before it in the context, NO_TOKEN where there is none. int32"""
+    label: np.ndarray
+    """Syntax label, NO_LABEL where there is none. uint8"""
+
+    def __len__(self) -> int:
+        return len(self.context)
+
+
+class Block(NamedTuple):
+    """Some rows and every latent that was active on them. The last three are parallel, sorted by row."""
+
+    rows: Rows
+    row: np.ndarray
+    """Index into `rows`. [n] int64"""
+    latent: np.ndarray
+    """int32"""
+    value: np.ndarray
+    """Activation, above zero. float32"""
+
+    def firings(self, index: np.ndarray | slice = slice(None)) -> "Firings":
+        """The firings at `index` (indices, a mask or a slice) with their places."""
+        row = self.row[index]
+        rows = self.rows
+        return Firings(self.latent[index], self.value[index], rows.context[row], rows.pos[row], rows.doc[row])
 
 
 def context_key(segment: int, split: Split, seq: np.ndarray) -> np.ndarray:
@@ -110,43 +150,52 @@ def list_parts(storage: Storage, spec: StatisticsSpec) -> list[StatisticsPart]:
 
 
 @torch.inference_mode()
-def iter_firings(
+def iter_blocks(
     storage: Storage,
     sae: SAE,
     part: StatisticsPart,
     contexts: Contexts | None,
-    only: np.ndarray | None = None,
-) -> Iterator[tuple[int, Firings]]:
-    """Encode a part's rows; yield the number of rows read and their firings, block by block in file order.
+    wanted: np.ndarray | None = None,
+) -> Iterator[Block]:
+    """Encode a part's rows; yield them with their firings, block by block in file order.
 
     Args:
         contexts: of the part; None for given activations.
-        only: sorted context keys; rows of other contexts are skipped before they are encoded. None: all rows.
+        wanted: which positions of the contexts to encode: [n_contexts, T] bool; None: all rows. A given row has the
+            only position of a context of its own, and no mask.
     """
     if part.n_rows == 0:
         return
     for block in iter_rows(storage, part.snapshot, [part.index]):
-        context = context_key(part.segment, part.split, block.seq)
-        if contexts is None:
-            doc = document_key(part.segment, block.seq)
+        if wanted is None or contexts is None:
+            chosen = np.arange(len(block.seq))
         else:
-            doc = document_key(part.segment, contexts.docs[context_index(contexts, block.seq), block.pos])
-        rows = np.arange(len(context)) if only is None else np.flatnonzero(_is_in(context, only))
-        for start in range(0, len(rows), BLOCK_ROWS):
-            chosen = rows[start : start + BLOCK_ROWS]
-            sparse = sae.encode_sparse(torch.from_numpy(block.act[chosen].astype(np.float32)))
+            chosen = np.flatnonzero(wanted[context_index(contexts, block.seq), block.pos])
+        for start in range(0, len(chosen), BLOCK_ROWS):
+            index = chosen[start : start + BLOCK_ROWS]
+            sparse = sae.encode_sparse(torch.from_numpy(block.act[index].astype(np.float32)))
             value = sparse.value.numpy()
             fired = np.flatnonzero(value > 0)
-            row = chosen[sparse.row.numpy()[fired]]
-            latent = sparse.latent.numpy()[fired].astype(np.int32)
-            yield (
-                len(chosen),
-                Firings(latent, value[fired], context[row], block.pos[row].astype(np.int32), doc[row]),
-            )
+            row, latent = sparse.row.numpy()[fired], sparse.latent.numpy()[fired].astype(np.int32)
+            yield Block(_rows(part, contexts, block, index), row, latent, value[fired])
 
 
-def _is_in(keys: np.ndarray, sorted_keys: np.ndarray) -> np.ndarray:
-    if len(sorted_keys) == 0:
-        return np.zeros(len(keys), bool)
-    place = np.minimum(np.searchsorted(sorted_keys, keys), len(sorted_keys) - 1)
-    return np.asarray(sorted_keys[place] == keys)
+def _rows(part: StatisticsPart, contexts: Contexts | None, block: RowBlock, index: np.ndarray) -> Rows:
+    """The rows at `index` of a block that was read."""
+    seq, pos, token = block.seq[index], block.pos[index].astype(np.int32), block.token[index]
+    context = context_key(part.segment, part.split, seq)
+    if contexts is None:
+        nothing = np.full(len(seq), NO_TOKEN, np.int32)
+        unlabelled = np.full(len(seq), NO_LABEL, np.uint8)
+        return Rows(context, pos, document_key(part.segment, seq), nothing, nothing, unlabelled)
+    place = context_index(contexts, seq)
+    before = contexts.tokens[place, np.maximum(pos - 1, 0)]
+    labels = contexts.labels
+    return Rows(
+        context=context,
+        pos=pos,
+        doc=document_key(part.segment, contexts.docs[place, pos]),
+        token=token.astype(np.int32),
+        previous=np.where(pos > 0, before, NO_TOKEN).astype(np.int32),
+        label=np.full(len(seq), NO_LABEL, np.uint8) if labels is None else labels[place, pos],
+    )

@@ -1,9 +1,9 @@
-"""The statistics of one SAE: one partial result per part of its snapshots, then the merged tables."""
+"""The statistics of one SAE: one partial result per part of its snapshots, merged in a tree into the tables."""
 
 import json
-import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -11,11 +11,18 @@ from torch import Tensor
 from sae.architectures.base import SAE
 from sae.progress import Progress, silent
 from sae.statistics import tables
-from sae.statistics.accumulate import HISTOGRAM_EDGES, LatentSums
-from sae.statistics.choose import MIN_FIRINGS, choose_examples, quartile_edges
+from sae.statistics.accumulate import HISTOGRAM_EDGES, PLACES_PER_TOKEN, LatentSums, Sizes
+from sae.statistics.choose import choose_examples
 from sae.statistics.config import StatisticsConfig, StatisticsSpec
-from sae.statistics.decoder import logit_effects, nearest_decoders
-from sae.statistics.firings import SPLITS, StatisticsPart, iter_firings, list_parts
+from sae.statistics.cooccurrence import Association, Pairs, count_pairs
+from sae.statistics.decoder import logit_effects, nearest_decoders, nearest_neurons
+from sae.statistics.firings import SPLITS, Firings, StatisticsPart, iter_blocks, list_parts
+from sae.statistics.near_misses import find_near_misses
+from sae.statistics.passages import passages_table
+from sae.statistics.places import texts_at
+from sae.statistics.quantiles import BOUND, MIN_FIRINGS, quartile_edges
+from sae.statistics.row_sample import coactivation
+from sae.statistics.tree import merge_levels, roots
 from sae.statistics.windows import collect_windows
 from sae.store import records
 from sae.store.contexts import read_document_names
@@ -26,13 +33,11 @@ from sae.subject.load import Subject, load_subject
 from sae.subject.text import token_bytes
 from sae.weights import load_sae
 
-logger = logging.getLogger(__name__)
-
 PARTIAL_FILE = "partial.safetensors"
 
 
 def count_parts(storage: Storage, spec: StatisticsSpec) -> int:
-    """How many partial results the artefact is made of: parts 0 to n - 1, held-out ones first."""
+    """How many parts of the snapshots are counted: parts 0 to n - 1 of the artefact, held-out ones first."""
     return len(list_parts(storage, spec))
 
 
@@ -43,86 +48,176 @@ def statistics_of_part(storage: Storage, spec: StatisticsSpec, part: int, *, pro
         part: 0 to count_parts - 1: the parts of the held-out snapshot, then those of the training snapshot.
     """
     started = time.perf_counter()
-    source = list_parts(storage, spec)[part]
+    parts = list_parts(storage, spec)
+    source = parts[part]
     sae = _load_sae(storage, spec)
-    sums = _empty(spec, sae)
+    sums = LatentSums(_sizes(storage, spec, sae, parts))
     done = 0
-    for n_rows, firings in iter_firings(storage, sae, source, source.contexts(storage)):
-        sums.add(source.split, n_rows, firings)
-        done += n_rows
+    for block in iter_blocks(storage, sae, source, source.contexts(storage)):
+        sums.add(source.split, block)
+        done += len(block.rows)
         progress(done, source.n_rows, "rows")
-    metrics = {"split": source.split, "n_rows": int(sums.n_rows.sum()), "n_firings": int(sums.n_fired.sum())}
-    with storage.staging() as folder:
-        sums.save(folder / PARTIAL_FILE)
-        return records.commit(storage, spec, folder, metrics, seconds=time.perf_counter() - started, part=part)
+    return _commit_partial(storage, spec, part, sums, {"split": source.split}, started)
+
+
+def merge_parts(storage: Storage, spec: StatisticsSpec, part: int, *, progress: Progress = silent) -> Record:
+    """Merge some partial results into a further one: a node of the tree of `sae.statistics.tree`.
+
+    Args:
+        part: of the node.
+
+    Raises: StoreError when a partial result is not finished.
+    """
+    started = time.perf_counter()
+    parts = list_parts(storage, spec)
+    (node,) = [node for level in merge_levels(len(parts)) for node in level if node.part == part]
+    sums = LatentSums(_sizes(storage, spec, _load_sae(storage, spec), parts))
+    _merge_files(storage, spec, sums, node.children, progress)
+    merged = {"merges": [node.children.start, node.children.stop]}
+    return _commit_partial(storage, spec, part, sums, merged, started)
 
 
 def merge_statistics(storage: Storage, spec: StatisticsSpec, *, progress: Progress = silent) -> Record:
-    """Merge the partial results in order of their number, read the examples' contexts and write the tables.
+    """Merge what the tree leaves, read the examples' contexts and write the tables.
 
-    Raises: StoreError when a part is not finished.
+    Raises: StoreError when a partial result is not finished.
     """
     started = time.perf_counter()
     parts = list_parts(storage, spec)
     sae = _load_sae(storage, spec)
-    sums = _empty(spec, sae)
-    for number in range(len(parts)):
-        record = records.require_record(storage, spec.ref, number)
-        with records.local_files(storage, record) as files:
-            sums.merge_file(files / PARTIAL_FILE)
-        progress(number + 1, len(parts), "parts", "merged")
+    sums = LatentSums(_sizes(storage, spec, sae, parts))
+    _merge_files(storage, spec, sums, roots(len(parts)), progress)
 
-    top, sample = sums.top.read()[0], sums.sample.read()[0]
-    examples = choose_examples(top, sample, spec.config.n_per_group)
-    has_text = bool(spec.tokens)
-    width = spec.config.context_tokens if has_text else 1
+    config, has_text = spec.config, bool(spec.tokens)
+    sample = sums.sample.read()[0]
+    edges = quartile_edges(sums.histogram, sums.max, sample)
+    associations = _associations(storage, parts, sums, sample, config.n_associated)
+    places = sums.places.read()[0]
+    misses = find_near_misses(
+        storage, sae, parts, _top_token(associations["token"].pairs, sae.d_sae), places, config.n_per_group,
+        progress=progress,
+    )  # fmt: skip
+    examples = choose_examples(sums.top.read()[0], sample, misses, edges, config.n_per_group)
+    width = config.context_tokens if has_text else 1
     windows = collect_windows(storage, sae, parts, examples.firings, width, progress=progress)
 
     subject = load_subject(storage, spec.subject) if spec.subject else None
     to_logits, logits_text = _direct_path(subject, spec.hook_point)
-    names = _token_names(subject) if subject else None
-    n_logits = spec.config.n_logits
+    token_names = _token_names(subject) if subject else None
+    document_names = [read_document_names(storage, ref) for ref in spec.tokens]
+    sampled = sums.rows.read()
     latents = tables.latents_table(
         sums,
-        quartile_edges(sample, sae.d_sae),
-        nearest_decoders(sae.W_dec, spec.config.n_neighbours),
-        None if to_logits is None else logit_effects(sae.W_dec, to_logits, n_logits),
-        names,
-        spec.config.dense_above,
+        edges,
+        tables.DecoderFacts(
+            nearest_decoders(sae.W_dec, config.n_neighbours),
+            nearest_neurons(sae.W_dec, config.n_neurons),
+            None if to_logits is None else logit_effects(sae.W_dec, to_logits, config.n_logits),
+        ),
+        associations,
+        coactivation(sampled, sae.d_sae, config.n_coactive),
+        tables.Names(token_names, _label_names(storage, spec), sums.position_edges),
+        dense_above=config.dense_above,
+        duplicate_above=config.duplicate_above,
     )
-    shown = tables.examples_table(
-        examples,
-        windows,
-        [read_document_names(storage, ref) for ref in spec.tokens],
-        None if has_text else _row_names(storage, parts),
-        names,
-    )
+    row_names = None if has_text else _row_names(storage, parts)
+    shown = tables.examples_table(examples, windows, document_names, row_names, token_names)
     summary = _summary(spec, sums) | {
-        "vocab_size": _vocab_size(storage, spec),
         "logits": None if to_logits is None else logits_text,
         "no_logits_because": logits_text if to_logits is None else None,
     }
     metrics = {
         "n_rows": summary["n_rows"],
         "d_sae": sae.d_sae,
-        "n_dead": int(sum(latents["dead"].to_pylist())),
-        "n_dense": int(sum(latents["dense"].to_pylist())),
+        "n_dead": sum(latents["dead"].to_pylist()),
+        "n_dense": sum(latents["dense"].to_pylist()),
+        "n_duplicates": sae.d_sae - latents["duplicate_of"].null_count,
+        "n_with_rule": sae.d_sae - latents["rule_kind"].null_count,
         "n_examples": shown.num_rows,
     }
     with storage.staging() as folder:
         tables.write_table(latents, folder / "latents.parquet")
         tables.write_table(shown, folder / "examples.parquet")
+        tables.write_table(tables.rows_table(sampled), folder / "rows.parquet")
+        if has_text:
+            passages = passages_table(storage, sae, parts, config.n_passages, document_names, token_names)
+            tables.write_table(passages, folder / "passages.parquet")
         (folder / "statistics.json").write_text(json.dumps(summary, indent=1) + "\n")
         return records.commit(storage, spec, folder, metrics, seconds=time.perf_counter() - started)
 
 
-def _empty(spec: StatisticsSpec, sae: SAE) -> LatentSums:
-    return LatentSums(sae.d_sae, spec.config.n_top, spec.config.n_samples, spec.seed)
+def _sizes(storage: Storage, spec: StatisticsSpec, sae: SAE, parts: list[StatisticsPart]) -> Sizes:
+    n_rows = sum(part.n_rows for part in parts)
+    tokens = [records.require_record(storage, ref) for ref in spec.tokens]
+    return Sizes(
+        d_sae=sae.d_sae,
+        n_top=spec.config.n_top,
+        n_samples=spec.config.n_samples,
+        seed=spec.seed,
+        row_share=spec.config.n_sampled_rows / max(n_rows, 1),
+        vocab_size=max((int(record.metrics["vocab_size"]) for record in tokens), default=0),
+        n_labels=len(_label_names(storage, spec)),
+        context_tokens=max((int(record.spec["context_tokens"]) for record in tokens), default=0),
+    )
+
+
+def _label_names(storage: Storage, spec: StatisticsSpec) -> list[str]:
+    """Names of the syntax labels: the same for all segments that have any."""
+    named = (records.require_record(storage, ref).metrics.get("label_names") for ref in spec.tokens)
+    return next((list(names) for names in named if names), [])
+
+
+def _merge_files(
+    storage: Storage, spec: StatisticsSpec, sums: LatentSums, parts: Iterable[int], progress: Progress
+) -> None:
+    numbers = list(parts)
+    for done, number in enumerate(numbers):
+        record = records.require_record(storage, spec.ref, number)
+        with records.local_files(storage, record) as files:
+            sums.merge_file(files / PARTIAL_FILE)
+        progress(done + 1, len(numbers), "parts", "merged")
+
+
+def _commit_partial(
+    storage: Storage, spec: StatisticsSpec, part: int, sums: LatentSums, metrics: dict[str, Any], started: float
+) -> Record:
+    counted = {"n_rows": int(sums.n_rows.sum()), "n_firings": int(sums.n_fired.sum())}
+    with storage.staging() as folder:
+        sums.save(folder / PARTIAL_FILE)
+        seconds = time.perf_counter() - started
+        return records.commit(storage, spec, folder, metrics | counted, seconds=seconds, part=part)
 
 
 def _load_sae(storage: Storage, spec: StatisticsSpec) -> SAE:
     with records.local_files(storage, records.require_record(storage, spec.sae)) as folder:
         return load_sae(folder).float()
+
+
+def _associations(
+    storage: Storage, parts: list[StatisticsPart], sums: LatentSums, sample: Firings, n: int
+) -> dict[str, Association]:
+    """What stands where each latent fires: from all firings, or from the sample where pairs are too many to count."""
+    n_fired, n_rows = sums.n_fired.sum(axis=0), int(sums.n_rows.sum())
+    n_sampled = np.bincount(sample.latent, minlength=sums.d_sae)
+    texts = None
+    found = {}
+    for name, counts in sums.on.items():
+        if counts.exact:
+            found[name] = counts.associate(counts.top(n), n_fired, n_fired, n_rows)
+            continue
+        texts = texts or texts_at(storage, parts, sample)
+        codes = texts.token if name == "token" else texts.previous
+        pairs = count_pairs(sample.latent, codes, counts.n_codes, n)
+        found[name] = counts.associate(pairs, n_sampled, n_fired, n_rows)
+    return found
+
+
+def _top_token(pairs: Pairs, d_sae: int) -> np.ndarray:
+    """The token on which each latent fires most, -1 for none. [d_sae]"""
+    top = np.full(d_sae, -1, np.int64)
+    latents, first = np.unique(pairs.latent, return_index=True)
+    top[latents] = pairs.code[first]
+    return top
 
 
 def _direct_path(subject: Subject | None, hook_point: str) -> tuple[Tensor | None, str]:
@@ -154,14 +249,9 @@ def _row_names(storage: Storage, parts: list[StatisticsPart]) -> Callable[[np.nd
     return names
 
 
-def _vocab_size(storage: Storage, spec: StatisticsSpec) -> int | None:
-    if not spec.tokens:
-        return None
-    return int(records.require_record(storage, spec.tokens[0]).metrics["vocab_size"])
-
-
 def _summary(spec: StatisticsSpec, sums: LatentSums) -> dict[str, object]:
     n_rows = dict(zip(SPLITS, sums.n_rows.tolist(), strict=True))
+    tokens, positions = sums.on["token"], sums.on["position"]
     return {
         "n_rows": sum(n_rows.values()),
         "n_rows_train": n_rows["train"],
@@ -169,9 +259,27 @@ def _summary(spec: StatisticsSpec, sums: LatentSums) -> dict[str, object]:
         "d_sae": sums.d_sae,
         "histogram_edges": HISTOGRAM_EDGES.tolist(),
         "group_population": _groups_text(spec.config),
+        "near_miss_population": (
+            f"up to {spec.config.n_per_group} of {PLACES_PER_TOKEN} random rows that carry the token on which the "
+            f"latent fires most: those on which it is silent."
+        ),
+        "association": (
+            "counted over all firings"
+            if tokens.exact
+            else f"tokens: estimated from a uniform sample of {spec.config.n_samples} firings of each latent; syntax "
+            f"and positions: counted over all firings"
+        ),
+        "quantiles": f"exact up to {spec.config.n_samples} firings, else within {BOUND:.1%} of their value",
+        "position_edges": sums.position_edges.tolist(),
+        "position_rows": positions.rows.tolist(),
+        "n_sampled_rows": len(sums.rows.read().rows.context),
         "seed": spec.seed,
         "has_text": bool(spec.tokens),
+        "has_syntax": sums.sizes.n_labels > 0,
+        "vocab_size": sums.sizes.vocab_size or None,
+        "n_vocab_seen": int((tokens.rows > 0).sum()),
         "dense_above": spec.config.dense_above,
+        "duplicate_above": spec.config.duplicate_above,
         "min_firings_for_quantiles": MIN_FIRINGS,
     }
 
@@ -179,8 +287,7 @@ def _summary(spec: StatisticsSpec, sums: LatentSums) -> dict[str, object]:
 def _groups_text(config: StatisticsConfig) -> str:
     return (
         f"top: the strongest firing of each of the {config.n_top} documents where the latent is strongest, over all "
-        f"training and held-out rows. q3, q2, q1, q0: {config.n_per_group} firings drawn from each quarter (equal "
-        f"numbers of firings, strongest quarter first) of a uniform sample of {config.n_samples} firings; the quartile "
-        f"edges are of that sample, and exact for latents with no more firings than that. Fewer than {MIN_FIRINGS} "
-        f"firings: no quarters. random: {config.n_per_group} firings drawn from the same sample."
+        f"training and held-out rows. q3, q2, q1, q0: {config.n_per_group} firings of each quarter (a quarter of the "
+        f"latent's firings each, strongest first), drawn from a uniform sample of {config.n_samples} firings. Fewer "
+        f"than {MIN_FIRINGS} firings: no quarters. random: {config.n_per_group} firings drawn from the same sample."
     )

@@ -6,7 +6,7 @@ import numpy as np
 
 from sae.architectures.base import SAE
 from sae.progress import Progress, silent
-from sae.statistics.firings import Firings, StatisticsPart, context_key, iter_firings
+from sae.statistics.firings import Firings, StatisticsPart, context_key, iter_blocks
 from sae.store.contexts import PADDING, Contexts
 from sae.store.filesystem import Storage
 
@@ -42,9 +42,9 @@ def collect_windows(
     *,
     progress: Progress = silent,
 ) -> Windows:
-    """Encode the examples' contexts once more and keep what their latents did around each peak.
+    """Encode the rows around the examples once more and keep what their latents did there.
 
-    Only rows of contexts that are shown are encoded. Memory: the windows, and the matching firings of one part.
+    Only rows that are shown are encoded. Memory: the windows, and the matching firings of one part.
 
     Args:
         examples: the firings at the peaks.
@@ -72,7 +72,11 @@ def collect_windows(
         positions = examples.pos[here, None].astype(np.int64) + offsets
         rows = examples.context[here] - first
         windows.inside[here] = _fill_tokens(windows, contexts, here, rows, positions)
-        keys, values = _matching_firings(storage, sae, part, contexts, examples.take(here))
+        shown = np.zeros(contexts.tokens.shape, bool)
+        shown[
+            np.broadcast_to(rows[:, None], positions.shape)[windows.inside[here]], positions[windows.inside[here]]
+        ] = True
+        keys, values = _matching_firings(storage, sae, part, contexts, examples.take(here), shown)
         wanted = _keys(examples.latent[here, None], rows[:, None], positions, contexts)
         place = np.minimum(np.searchsorted(keys, wanted), max(len(keys) - 1, 0))
         found = windows.inside[here] & (keys[place] == wanted) if len(keys) else np.zeros(wanted.shape, bool)
@@ -96,19 +100,20 @@ def _fill_tokens(
 
 
 def _matching_firings(
-    storage: Storage, sae: SAE, part: StatisticsPart, contexts: Contexts, examples: Firings
+    storage: Storage, sae: SAE, part: StatisticsPart, contexts: Contexts, examples: Firings, wanted: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Firings of a part in a (latent, context) that some example shows: sorted keys and their activations."""
+    """Firings on the `wanted` rows in a (latent, context) that some example shows: sorted keys and activations."""
     first = context_key(part.segment, part.split, contexts.seq[:1])[0]
     pair_width = contexts.tokens.shape[1]
     shown = np.unique(_keys(examples.latent, examples.context - first, 0, contexts) // pair_width)
     keys, values = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
-    for _, firings in iter_firings(storage, sae, part, contexts, only=np.unique(examples.context)):
-        key = _keys(firings.latent, firings.context - first, firings.pos, contexts)
+    for block in iter_blocks(storage, sae, part, contexts, wanted):
+        row = block.rows.context[block.row] - first
+        key = _keys(block.latent, row, block.rows.pos[block.row], contexts)
         place = np.minimum(np.searchsorted(shown, key // pair_width), len(shown) - 1)
         match = shown[place] == key // pair_width
         keys.append(key[match])
-        values.append(firings.value[match])
+        values.append(block.value[match])
     key, value = np.concatenate(keys), np.concatenate(values)
     order = np.argsort(key, kind="stable")
     return key[order], value[order]

@@ -32,6 +32,15 @@ def token_bytes(tokenizer: Any, ids: Iterable[int]) -> list[bytes]:
     return found
 
 
+def printable(token: bytes) -> str:
+    """A token's bytes as text in which nothing is hidden: what is not printable is escaped with a backslash."""
+    try:
+        text = token.decode().replace("\\", "\\\\")
+    except UnicodeDecodeError:
+        return "".join(chr(byte) if 32 <= byte < 127 and byte != 92 else f"\\x{byte:02x}" for byte in token)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def _speller(tokenizer: Any) -> Any:
     """How the tokenizer's kind writes bytes as characters: told by its decoder."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
