@@ -4,6 +4,7 @@ The key is read from the environment when a client is made, is sent in one heade
 back before anything else sees it: servers repeat keys in their errors.
 """
 
+import contextlib
 import email.utils
 import json
 import logging
@@ -11,6 +12,7 @@ import os
 import random
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -26,6 +28,8 @@ MAX_BYTES = 4 << 20
 MAX_WAIT_SECONDS = 300.0
 """The longest wait that a Retry-After is granted, and between retries."""
 CONNECT_SECONDS = 10.0
+CLOSE_SECONDS = 2.0
+"""For running requests when nothing more is to be asked."""
 MIN_KEY_CHARS = 4
 """Shorter ones are not cut out of texts, where they would stand by chance."""
 _MAY_PASS = frozenset((408, 409, 425, 429, *range(500, 600)))
@@ -63,7 +67,7 @@ class EndpointExplainer:
             self._url = httpx.URL(f"{config.base_url.rstrip('/')}/chat/completions")
         except httpx.InvalidURL as err:
             raise InputError(f"labels.explainer.base_url: {config.base_url!r} is no address ({err})") from err
-        self._closed = threading.Event()
+        self._closed, self._idle, self._n_running = threading.Event(), threading.Condition(), 0
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         seconds = config.timeout_seconds
         self._client = httpx.Client(
@@ -78,12 +82,11 @@ class EndpointExplainer:
         body: dict[str, Any] = {"model": config.model, "messages": messages, config.limit_field: max_tokens}
         body |= {"seed": seed} | ({} if config.temperature is None else {"temperature": config.temperature})
         for attempt in range(config.n_retries + 1):
-            if self._closed.is_set():
-                break
             unreachable = False
             wait: float | None = None
             try:
-                status, headers, text = self._post(body)
+                with self._running():
+                    status, headers, text = self._post(body)
                 if status == 200:
                     return _read_answer(text)
                 self._raise_if_final(status, text)
@@ -101,8 +104,6 @@ class EndpointExplainer:
                 wait = self._delay(attempt) if wait is None else wait
                 logger.warning("%s: %s; asking again in %.1f s", config.base_url, problem, wait)
                 self._closed.wait(wait)
-        if self._closed.is_set():
-            raise NoAnswer("stopped", outage=True)
         tried = f"tried {config.n_retries + 1} times" if config.n_retries else "tried once"
         if unreachable:
             raise TransientError(
@@ -112,9 +113,25 @@ class EndpointExplainer:
         raise NoAnswer(f"{problem} ({tried})", outage=True)
 
     def close(self) -> None:
-        """Close the connections; calls that wait for a retry end with NoAnswer."""
+        """Close the connections; calls that wait for a retry end with NoAnswer, and running requests get a moment."""
         self._closed.set()
+        with self._idle:
+            self._idle.wait_for(lambda: self._n_running == 0, timeout=CLOSE_SECONDS)
         self._client.close()
+
+    @contextlib.contextmanager
+    def _running(self) -> Iterator[None]:
+        """One request, which `close` waits for. Raises: NoAnswer when nothing is to be asked any more."""
+        with self._idle:
+            if self._closed.is_set():
+                raise NoAnswer("stopped", outage=True)
+            self._n_running += 1
+        try:
+            yield
+        finally:
+            with self._idle:
+                self._n_running -= 1
+                self._idle.notify_all()
 
     def _post(self, body: dict[str, Any]) -> tuple[int, httpx.Headers, str]:
         """Status, headers and text, bounded in bytes and in time: a server may send a byte a minute for ever."""
