@@ -66,6 +66,8 @@ class SAEInputs:
     sae_folder: Path
     snapshot: str | None
     """What the SAE was trained on."""
+    spec: dict[str, Any]
+    """Of the SAE: its whole recipe."""
 
 
 @contextlib.contextmanager
@@ -120,6 +122,7 @@ def _read(key: str, entry: ReportedSAE, open_artefact: Callable[[str], tuple[rec
         passages=_existing(statistics / "passages.parquet"),
         sae_folder=sae,
         snapshot=record.spec.get("snapshot"),
+        spec=record.spec,
     )
 
 
@@ -140,7 +143,7 @@ def _complete(latents: pa.Table) -> pa.Table:
     """Add the columns that statistics of an older version lack: empty lists and nulls."""
     for name, kind in LATENT_COLUMNS.items():
         if name not in latents.column_names:
-            empty = [[] if pa.types.is_list(kind) else None] * latents.num_rows
+            empty: list[Any] = [[] if pa.types.is_list(kind) else None] * latents.num_rows
             latents = latents.append_column(name, pa.array(empty, kind))
     return latents
 
