@@ -36,6 +36,7 @@ def all_firings(storage: Storage, spec: StatisticsSpec) -> dict[str, np.ndarray]
                 row, latent = np.nonzero(latents)
                 place = block.seq - contexts.seq[0]
                 labels = contexts.labels
+                columns["row"].append(row + sum(map(len, columns["row_token"])))
                 columns["row_token"].append(block.token)
                 columns["row_heldout"].append(np.full(len(block.seq), split == "heldout"))
                 for name, values in {
