@@ -50,8 +50,9 @@ def _row(evaluation: dict[str, Any]) -> dict[str, Any]:
         "l0": evaluation["l0"],
         "dead": evaluation["dead_fraction"],
     }
+    row |= {f"fvu_{name}": value for name, value in evaluation["controls"]["fvu"].items()}
     if ce := evaluation.get("ce"):
-        row |= {"ce_increase": ce["increase"], "ce_recovered_zero": ce["recovered_zero"]}
+        row |= {"ce_increase": ce["increase"], "ce_recovered_zero": ce["recovered_zero"], "kl": ce["kl"]}
     if scores := evaluation.get("interpretability"):
         row |= {
             "interpretable": scores["latents"]["top_tenth"],

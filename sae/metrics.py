@@ -4,9 +4,13 @@ import math
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sae.architectures.base import SparseLatents
+
+BLOCK_ELEMENTS = 1 << 24
+"""Cosines in memory at once (64 MiB of float32)."""
 
 
 @dataclass
@@ -82,6 +86,64 @@ class ReconstructionSums:
 
 
 @dataclass
+class ShrinkageSums:
+    """How much too small or too large reconstructions are, over any number of batches.
+
+    The measure is the relative reconstruction bias of Rajamanoharan et al. 2024 (arXiv:2404.16014):
+    gamma = argmin over g of E ||x_hat / g - x||^2 = E ||x_hat||^2 / E [x . x_hat]. One is unbiased; x_hat = 0.8 x
+    scores 0.8.
+    """
+
+    mean: Tensor
+    """What the centred variant measures x and x_hat from. [d_in]"""
+    n_rows: int = 0
+    _x_hat_sq: float = 0.0
+    _product: float = 0.0
+    _centred_x_hat_sq: float = 0.0
+    _centred_product: float = 0.0
+    _norm: float = 0.0
+    _norm_hat: float = 0.0
+    _cosine: float = 0.0
+    _n_cosines: int = 0
+
+    def add(self, x: Tensor, x_hat: Tensor) -> None:
+        """Count a batch. x, x_hat: [rows, d_in] float32"""
+        mean = self.mean.to(x.dtype)
+        norm, norm_hat, product = x.norm(dim=1).double(), x_hat.norm(dim=1).double(), (x * x_hat).sum(dim=1).double()
+        centred_hat = x_hat - mean
+        self.n_rows += len(x)
+        self._x_hat_sq += float(norm_hat.square().sum())
+        self._product += float(product.sum())
+        self._centred_x_hat_sq += float(centred_hat.square().sum(dim=1).double().sum())
+        self._centred_product += float(((x - mean) * centred_hat).sum(dim=1).double().sum())
+        self._norm += float(norm.sum())
+        self._norm_hat += float(norm_hat.sum())
+        defined = (norm > 0) & (norm_hat > 0)
+        self._cosine += float((product[defined] / (norm[defined] * norm_hat[defined])).sum())
+        self._n_cosines += int(defined.sum())
+
+    @property
+    def gamma(self) -> float:
+        """E ||x_hat||^2 / E [x . x_hat]."""
+        return _ratio(self._x_hat_sq, self._product)
+
+    @property
+    def gamma_centred(self) -> float:
+        """The same of x - mean and x_hat - mean: a large mean, which a bias reproduces, hides shrinkage."""
+        return _ratio(self._centred_x_hat_sq, self._centred_product)
+
+    @property
+    def norm_ratio(self) -> float:
+        """E ||x_hat|| / E ||x||."""
+        return _ratio(self._norm_hat, self._norm)
+
+    @property
+    def mean_cosine(self) -> float:
+        """Mean cosine of x and x_hat over the rows where both have a direction."""
+        return _ratio(self._cosine, self._n_cosines)
+
+
+@dataclass
 class FiringCounts:
     """How often each latent fired (was positive) over any number of batches."""
 
@@ -140,3 +202,44 @@ def ce_recovered(clean: float, spliced: float, ablated: float) -> float:
     Returns: (ablated - spliced) / (ablated - clean); NaN when the ablation costs nothing.
     """
     return (ablated - spliced) / (ablated - clean) if ablated != clean else math.nan
+
+
+def max_cosines(rows: Tensor, dictionary: Tensor, own: Tensor | None = None) -> Tensor:
+    """The largest cosine of every row to a row of a dictionary, block by block. [n] float32
+
+    Args:
+        rows: [n, d_in]
+        dictionary: [m, d_in]
+        own: where each of `rows` stands in the dictionary itself: that entry does not count. int64 [n]
+
+    Returns: NaN where nothing was left to compare with.
+    """
+    rows, dictionary = F.normalize(rows.float(), dim=1), F.normalize(dictionary.float(), dim=1)
+    best = torch.full((len(rows),), math.nan)
+    block = max(1, BLOCK_ELEMENTS // max(len(dictionary), 1))
+    if len(dictionary) <= (own is not None):
+        return best
+    for start in range(0, len(rows), block):
+        cosines = rows[start : start + block] @ dictionary.T
+        if own is not None:
+            cosines.scatter_(1, own[start : start + block, None], -math.inf)
+        best[start : start + block] = cosines.amax(dim=1).cpu()
+    return best
+
+
+def mean_max_cosine(W_a: Tensor, W_b: Tensor) -> tuple[float, float]:
+    """MMCS of two dictionaries in both directions: how much of each the other holds.
+
+    High values mean little in few dimensions or for large dictionaries: show a random dictionary's beside them.
+
+    Args:
+        W_a, W_b: decoder rows of any norm. [n, d_in], [m, d_in]
+
+    Returns: mean over the rows of `W_a` of the largest cosine to a row of `W_b`; the same from b to a.
+    Source: Sharkey et al. 2022, "Taking features out of superposition with sparse autoencoders".
+    """
+    return float(max_cosines(W_a, W_b).double().mean()), float(max_cosines(W_b, W_a).double().mean())
+
+
+def _ratio(above: float, below: float) -> float:
+    return above / below if below else math.nan

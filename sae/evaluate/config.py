@@ -43,6 +43,8 @@ class EvaluationConfig(FrozenConfig):
     """Bootstrap draws (over contexts) behind each 95 % interval."""
     min_fires: int = Field(20, gt=0)
     """Units that fire less often get no interpretability score."""
+    n_probe_rows: int = Field(1 << 16, ge=0)
+    """Rows behind the sparse probes, half of them to fit on. 0: no probes."""
     untrained: UntrainedControl | None = UntrainedControl()
     """Only for the embedded subject."""
     concepts: tuple[Concept, ...] = ()
@@ -54,7 +56,7 @@ class EvaluationSpec(Spec):
     """The evaluation of one SAE."""
 
     stage: ClassVar[str] = "evaluations"
-    code_version: ClassVar[int] = 1
+    code_version: ClassVar[int] = 2
 
     config: EvaluationConfig
     sae: Ref

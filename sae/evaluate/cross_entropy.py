@@ -1,11 +1,10 @@
-"""What the SAE costs the model: next-token loss with its reconstruction in place of the activations."""
+"""What replacing the activations costs the model: next-token loss, and KL divergence from the untouched model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sae.architectures.base import SAE
@@ -15,22 +14,32 @@ from sae.subject.hooks import splice
 
 VARIANTS = ("clean", "sae", "zero", "mean")
 """The untouched model; the reconstruction, zero, or the mean activation in place of the activations."""
-BATCH_ELEMENTS = 1 << 25
-"""Logits of one forward pass (128 MiB of float32)."""
+BATCH_ELEMENTS = 1 << 24
+"""Logits of one forward pass (64 MiB of float32); four such tensors are alive at once."""
 Replace = Callable[[Tensor], Tensor]
 
 
 class ContextLosses(NamedTuple):
-    """Next-token losses, summed over each context."""
+    """Next-token losses and divergences, summed over each context."""
 
     n_targets: np.ndarray
     """Tokens predicted in each context: those that follow another and are not padding. [n] int64"""
     losses: dict[str, np.ndarray]
     """Variant -> sum of the losses in nats. [n] float64"""
+    kl: dict[str, np.ndarray]
+    """Variant but clean -> sum of KL(clean || variant) in nats. [n] float64"""
+    bin_targets: np.ndarray
+    """`n_targets` by bin of the position that predicts. [n, bins] int64"""
+    bin_increase: np.ndarray
+    """Loss with the SAE minus the clean loss, by the same bins. [n, bins] float64"""
 
     def mean(self, variant: str) -> float:
         """Nats per token over all contexts."""
         return float(self.losses[variant].sum() / self.n_targets.sum())
+
+    def mean_kl(self, variant: str) -> float:
+        """Nats per token over all contexts."""
+        return float(self.kl[variant].sum() / self.n_targets.sum())
 
 
 @torch.inference_mode()
@@ -42,6 +51,8 @@ def measure_cross_entropy(
     contexts: Contexts,
     unseen_ids: tuple[int, ...] = (),
     *,
+    others: Mapping[str, Replace] | None = None,
+    position_edges: np.ndarray | None = None,
     progress: Progress = silent,
 ) -> ContextLosses:
     """Run the model on every context in each variant.
@@ -51,27 +62,52 @@ def measure_cross_entropy(
     Args:
         mean: activation of the mean ablation. [d_in]
         unseen_ids: token ids whose activations were not stored (special tokens).
+        others: further variants, name -> what takes the place of activations [rows, d_in] (float32).
+        position_edges: first positions of bins, and the end; None: one bin.
     """
     tokens = torch.from_numpy(contexts.tokens.astype(np.int64))
     present = torch.from_numpy(contexts.docs != PADDING)
     replaced = present & ~torch.from_numpy(np.isin(contexts.tokens, np.array(unseen_ids, np.int64)))
     mean_act = torch.from_numpy(mean.astype(np.float32))
     replacements: dict[str, Replace] = {
-        "sae": lambda act: sae(act.float()).to(act.dtype),
+        "sae": sae,
         "zero": torch.zeros_like,
-        "mean": lambda act: mean_act.to(act.dtype).expand_as(act),
+        "mean": mean_act.expand_as,
+        **(others or {}),
     }
-    n_targets = present[:, 1:].sum(dim=1).numpy()
-    losses = {variant: np.zeros(len(contexts)) for variant in VARIANTS}
+    edges = np.array([0, tokens.shape[1]]) if position_edges is None else position_edges
+    in_bin = _bin_matrix(edges, tokens.shape[1] - 1)
+    n = len(contexts)
+    losses = {variant: np.zeros(n) for variant in ("clean", *replacements)}
+    kl = {variant: np.zeros(n) for variant in replacements}
+    bin_increase = np.zeros((n, len(edges) - 1))
     batch = max(1, BATCH_ELEMENTS // (tokens.shape[1] * model.config.get_text_config().vocab_size))
-    for start in range(0, len(contexts), batch):
+    for start in range(0, n, batch):
         rows = slice(start, start + batch)
-        losses["clean"][rows] = _context_losses(model, tokens[rows], present[rows])
+        predicted = present[rows, 1:].double()
+        clean = _log_probabilities(model, tokens[rows])
+        clean_loss = _losses(clean, tokens[rows]) * predicted
+        losses["clean"][rows] = clean_loss.sum(dim=1).numpy()
+        clean_probabilities = clean.exp()
         for variant, replace in replacements.items():
             with splice(model, hook_point, _only_at(replaced[rows], replace)):
-                losses[variant][rows] = _context_losses(model, tokens[rows], present[rows])
-        progress(min(start + batch, len(contexts)), len(contexts), "contexts")
-    return ContextLosses(n_targets, losses)
+                found = _log_probabilities(model, tokens[rows])
+            loss = _losses(found, tokens[rows]) * predicted
+            losses[variant][rows] = loss.sum(dim=1).numpy()
+            divergence = -found.sub_(clean).mul_(clean_probabilities).sum(dim=2).double()
+            kl[variant][rows] = (divergence * predicted).sum(dim=1).numpy()
+            if variant == "sae":
+                bin_increase[rows] = (loss - clean_loss).numpy() @ in_bin
+        progress(min(start + batch, n), n, "contexts")
+    n_targets = present[:, 1:].sum(dim=1).numpy()
+    bin_targets = present[:, 1:].numpy().astype(np.int64) @ in_bin.astype(np.int64)
+    return ContextLosses(n_targets, losses, kl, bin_targets, bin_increase)
+
+
+def _bin_matrix(edges: np.ndarray, n_positions: int) -> np.ndarray:
+    """1 where a position lies in a bin. [n_positions, bins] float64"""
+    bins = np.searchsorted(edges, np.arange(n_positions), side="right") - 1
+    return np.eye(len(edges) - 1)[bins]
 
 
 def _only_at(mask: Tensor, replace: Replace) -> Replace:
@@ -79,14 +115,17 @@ def _only_at(mask: Tensor, replace: Replace) -> Replace:
 
     def replaced(act: Tensor) -> Tensor:
         changed = act.clone()
-        changed[mask] = replace(act[mask])
+        changed[mask] = replace(act[mask].float()).to(act.dtype)
         return changed
 
     return replaced
 
 
-def _context_losses(model: Any, tokens: Tensor, present: Tensor) -> np.ndarray:
-    """Summed next-token losses of each context. [batch] float64"""
-    logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
-    losses = F.cross_entropy(logits.float().transpose(1, 2), tokens[:, 1:], reduction="none")
-    return np.asarray((losses * present[:, 1:]).double().sum(dim=1).numpy())
+def _log_probabilities(model: Any, tokens: Tensor) -> Tensor:
+    """Of the next token, at every position but the last. [batch, T - 1, vocab] float32"""
+    return model(input_ids=tokens, use_cache=False).logits[:, :-1].float().log_softmax(dim=2)
+
+
+def _losses(log_probabilities: Tensor, tokens: Tensor) -> Tensor:
+    """Next-token loss at every position but the last. [batch, T - 1] float64"""
+    return -log_probabilities.gather(2, tokens[:, 1:, None]).squeeze(2).double()

@@ -1,50 +1,36 @@
-"""The evaluation of one SAE on held-out documents: reconstruction, cross-entropy, interpretability and its control."""
+"""The evaluation of one SAE on held-out documents: the order of the measurements, and what is committed."""
 
 import json
-import logging
 import math
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
+import torch
 
-from sae.architectures.base import SAE
-from sae.evaluate.bootstrap import ratio_interval
+from sae.evaluate.breakdown import Grouping, by_frequency, by_label, by_position
 from sae.evaluate.config import EvaluationSpec
-from sae.evaluate.cross_entropy import ContextLosses, measure_cross_entropy
-from sae.evaluate.interpretability import (
-    DEFINITIONS,
-    Names,
-    UnitScores,
-    score_units,
-    scores_table,
-    summarize,
-)
+from sae.evaluate.controls import control_figures, make_controls, measure_controls
+from sae.evaluate.geometry import decoder_geometry
 from sae.evaluate.known_answers import compare_to_true_features, look_for_concepts
-from sae.evaluate.neurons import score_neurons
-from sae.evaluate.reconstruction import Reconstruction, measure_reconstruction
+from sae.evaluate.probe_figures import write_probes
+from sae.evaluate.reconstruction import measure_reconstruction, reconstruction_figures
 from sae.evaluate.replicates import TrainReplicates
-from sae.evaluate.rows import read_row_texts
-from sae.metrics import ce_recovered
+from sae.evaluate.rows import count_tokens
+from sae.evaluate.rule_scores import write_rule_scores
+from sae.evaluate.splicing import cross_entropy_figures
 from sae.progress import Progress, silent
 from sae.store import records
-from sae.store.contexts import Contexts, read_contexts
 from sae.store.filesystem import Storage
 from sae.store.reader import read_snapshot
 from sae.store.records import Record
 from sae.store.snapshot import Snapshot
-from sae.subject.load import Subject, load_subject
-from sae.subject.text import token_bytes
+from sae.subject.load import load_subject
 from sae.weights import load_sae
 
-logger = logging.getLogger(__name__)
-
 MAX_SCORED_ROWS = 1 << 19
-"""Rows whose firings are kept for the interpretability score: the first of the snapshot, whose order is random."""
-L0_RULES = {"topk": "topk", "standard": "relu"}
-"""Architecture -> the inference rule that its L0 belongs to, where the two have different names."""
+"""Rows whose firings are kept, and rows the controls are measured on: the first of the snapshot, whose order is
+random."""
 
 
 def evaluate_sae(
@@ -57,30 +43,40 @@ def evaluate_sae(
     """Measure one SAE and commit evaluation.json with its tables.
 
     Rows are held out when there are such rows, else those of training; `split` says which. Without text there is no
-    cross-entropy and no interpretability score.
+    cross-entropy, no error by position or token class, no interpretability score and no probe: those are null.
     """
     started = time.perf_counter()
-    split = "train" if spec.heldout_snapshot is None else "heldout"
     snapshot = read_snapshot(storage, spec.heldout_snapshot or spec.train_snapshot)
+    train = read_snapshot(storage, spec.train_snapshot)
     with records.local_files(storage, records.require_record(storage, spec.sae)) as folder:
         sae = load_sae(folder).float()
-    found = measure_reconstruction(
-        storage, sae, snapshot, keep_rows=MAX_SCORED_ROWS if spec.tokens else 0, progress=progress
-    )
+    keep_rows = MAX_SCORED_ROWS if spec.tokens else 0
+    groupings = _groupings(storage, spec, snapshot)
+    found = measure_reconstruction(storage, sae, snapshot, keep_rows, groupings, progress=progress)
+    l0 = found.counts.l0
+    controls = make_controls(storage, train, l0, sae.d_sae, spec.seed)
+    control_found = measure_controls(storage, controls, snapshot, MAX_SCORED_ROWS, keep_rows, progress=progress)
     evaluation: dict[str, Any] = {
         "n_rows": found.sums.n_rows,
-        "split": split,
-        **_reconstruction_figures(spec, sae, found),
+        "split": "train" if spec.heldout_snapshot is None else "heldout",
+        **reconstruction_figures(spec, sae, found),
+        "controls": control_figures(control_found, l0),
+        "geometry": decoder_geometry(sae, spec.seed),
         "ce": None,
         "interpretability": None,
+        "probing": None,
         "superposition": compare_to_true_features(storage, sae, snapshot, spec.seed),
     }
     with storage.staging() as folder:
         if spec.subject is not None:
             subject = load_subject(storage, spec.subject)
             if subject.causal:
-                evaluation["ce"] = _cross_entropy_figures(storage, spec, subject, sae, split, progress)
-            evaluation["interpretability"] = _write_interpretability(storage, spec, subject, snapshot, found, folder)
+                evaluation["ce"] = cross_entropy_figures(storage, spec, subject, sae, train, controls, progress)
+            about = (storage, spec, subject, snapshot, found, controls, control_found, folder)
+            evaluation["interpretability"] = write_rule_scores(*about)
+            if spec.config.n_probe_rows:
+                with torch.inference_mode():
+                    evaluation["probing"] = write_probes(*about, progress)
         else:
             concepts = look_for_concepts(storage, spec, sae, train_replicates, progress=progress)
             if concepts is not None:
@@ -90,122 +86,17 @@ def evaluate_sae(
         return records.commit(storage, spec, folder, _headline(evaluation), seconds=time.perf_counter() - started)
 
 
-def _reconstruction_figures(spec: EvaluationSpec, sae: SAE, found: Reconstruction) -> dict[str, Any]:
-    interval = ratio_interval(found.context_error, found.context_deviation, spec.config.n_bootstrap, "fvu", spec.seed)
-    return {
-        "fvu": found.sums.fvu,
-        "fvu_interval": interval,
-        "fvu_legacy": {
-            "mean_of_batches": found.sums.fvu_mean_of_batches,
-            "centred_per_batch": found.sums.fvu_centred_per_batch,
-        },
-        "l0": found.counts.l0,
-        "l0_rule": L0_RULES.get(sae.config.architecture, sae.config.architecture),
-        "n_latents": sae.d_sae,
-        "n_dead": found.counts.n_dead,
-        "dead_fraction": found.counts.dead_fraction,
-        "dead_rule": f"never fired on the {found.counts.n_rows:,} measured rows",
-    }
-
-
-def _cross_entropy_figures(
-    storage: Storage, spec: EvaluationSpec, subject: Subject, sae: SAE, split: str, progress: Progress
-) -> dict[str, Any] | None:
-    contexts = _contexts_to_run(storage, spec, split)
-    if len(contexts) == 0:
-        return None
-    train = read_snapshot(storage, spec.train_snapshot)
-    losses = measure_cross_entropy(
-        subject.model,
-        spec.hook_point,
-        sae,
-        train.mean,
-        contexts,
-        unseen_ids=_unseen_ids(storage, spec, train),
-        progress=progress,
-    )
-    clean, spliced, zero, mean = (losses.mean(variant) for variant in ("clean", "sae", "zero", "mean"))
-    counted = records.require_record(storage, spec.subject).metrics if spec.subject else {}
-    return {
-        "n_contexts": len(contexts),
-        "n_targets": int(losses.n_targets.sum()),
-        "clean": clean,
-        "sae": spliced,
-        "zero": zero,
-        "mean": mean,
-        "increase": spliced - clean,
-        "increase_interval": _increase_interval(losses, spec),
-        "recovered_zero": ce_recovered(clean, spliced, zero),
-        "recovered_mean": ce_recovered(clean, spliced, mean),
-        "unigram": counted.get("unigram_loss"),
-        "bigram": counted.get("bigram_loss"),
-    }
-
-
-def _increase_interval(losses: ContextLosses, spec: EvaluationSpec) -> list[float] | None:
-    """Paired: both losses of a context are redrawn together."""
-    increase = losses.losses["sae"] - losses.losses["clean"]
-    return ratio_interval(increase, losses.n_targets, spec.config.n_bootstrap, "increase", spec.seed)
-
-
-def _contexts_to_run(storage: Storage, spec: EvaluationSpec, split: str) -> Contexts:
-    """The first contexts of every segment, in equal numbers: their stored order is random."""
-    wanted = spec.config.n_contexts
-    share = None if wanted is None else -(-wanted // len(spec.tokens))
-    pieces = [read_contexts(storage, ref, split, 0, share) for ref in spec.tokens]
-    return Contexts(
-        seq=np.concatenate([piece.seq for piece in pieces])[:wanted],
-        tokens=np.concatenate([piece.tokens for piece in pieces])[:wanted],
-        docs=np.concatenate([piece.docs for piece in pieces])[:wanted],
-        labels=None,
-    )
-
-
-def _unseen_ids(storage: Storage, spec: EvaluationSpec, snapshot: Snapshot) -> tuple[int, ...]:
-    """Special tokens, unless their activations were stored."""
-    part = snapshot.parts[0]
-    if records.require_record(storage, part.ref, part.part).spec["keep_special"]:
-        return ()
-    return tuple(records.require_record(storage, spec.tokens[0]).metrics["special_ids"])
-
-
-def _write_interpretability(
-    storage: Storage,
-    spec: EvaluationSpec,
-    subject: Subject,
-    snapshot: Snapshot,
-    found: Reconstruction,
-    folder: Path,
-) -> dict[str, Any]:
-    texts = read_row_texts(storage, snapshot, MAX_SCORED_ROWS)
-    labels = records.require_record(storage, spec.tokens[0]).metrics.get("label_names")
-    names = Names(lambda ids: [shown(name) for name in token_bytes(subject.tokenizer, ids.tolist())], labels)
-    scores: dict[str, UnitScores] = {
-        "latents": score_units(found.firings, found.counts.d_sae, texts),
-        "neurons": score_neurons(storage, snapshot, texts),
-    }
-    for name, file in (("latents", "interpretability.parquet"), ("neurons", "neurons.parquet")):
-        table = scores_table(scores[name], spec.config.min_fires, names)
-        pq.write_table(table, folder / file, compression="zstd")
-    return {
-        "n_rows": len(texts),
-        "min_fires": spec.config.min_fires,
-        "definitions": {name: definition.describe() for name, definition in DEFINITIONS.items()},
-        "units": (
-            f"Units that fire (are positive) at least {spec.config.min_fires} times on the measured rows. Neurons are "
-            f"the dimensions of {spec.hook_point} themselves."
-        ),
-        **{name: summarize(unit_scores, spec.config.min_fires) for name, unit_scores in scores.items()},
-    }
-
-
-def shown(token: bytes) -> str:
-    """A token's bytes as text in which nothing is hidden: what is not printable is escaped with a backslash."""
-    try:
-        text = token.decode().replace("\\", "\\\\")
-    except UnicodeDecodeError:
-        return "".join(chr(byte) if 32 <= byte < 127 and byte != 92 else f"\\x{byte:02x}" for byte in token)
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def _groupings(storage: Storage, spec: EvaluationSpec, snapshot: Snapshot) -> list[Grouping]:
+    """By what the error is divided: syntax labels where every corpus has the same, else the tokens' frequency."""
+    if not spec.tokens:
+        return []
+    tables = [records.require_record(storage, ref) for ref in spec.tokens]
+    names: list[str] = tables[0].metrics.get("label_names") or []
+    has_labels = names and all(table.metrics.get("label_names") == names for table in tables)
+    return [
+        by_position(int(tables[0].spec["context_tokens"])),
+        by_label(names) if has_labels else by_frequency(count_tokens(storage, snapshot)),
+    ]
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
@@ -214,8 +105,10 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 def _headline(evaluation: dict[str, Any]) -> dict[str, Any]:
     figures = {name: evaluation[name] for name in ("n_rows", "split", "fvu", "fvu_interval", "l0", "n_dead")}
+    figures |= {f"fvu_{name}": value for name, value in evaluation["controls"]["fvu"].items()}
     if evaluation["ce"]:
-        figures |= {f"ce_{name}": evaluation["ce"][name] for name in ("clean", "sae", "increase", "recovered_zero")}
+        names = ("clean", "sae", "increase", "recovered_zero", "kl")
+        figures |= {f"ce_{name}" if name != "kl" else name: evaluation["ce"][name] for name in names}
     if evaluation["interpretability"]:
         scores = evaluation["interpretability"]
         figures |= {f"interpretable_{name}": scores[name]["top_tenth"] for name in ("latents", "neurons")}

@@ -3,8 +3,16 @@ import math
 import pytest
 import torch
 
+from sae import metrics
 from sae.architectures import SparseLatents
-from sae.metrics import FiringCounts, ReconstructionSums, ce_recovered
+from sae.metrics import (
+    FiringCounts,
+    ReconstructionSums,
+    ShrinkageSums,
+    ce_recovered,
+    max_cosines,
+    mean_max_cosine,
+)
 
 
 def _data() -> tuple[torch.Tensor, torch.Tensor]:
@@ -89,3 +97,66 @@ def test_ce_recovered_is_one_for_no_increase_and_zero_for_the_ablation() -> None
     assert ce_recovered(clean=3.0, spliced=10.0, ablated=10.0) == 0
     assert ce_recovered(clean=3.0, spliced=3.7, ablated=10.0) == pytest.approx(0.9)
     assert math.isnan(ce_recovered(clean=3.0, spliced=3.0, ablated=3.0))
+
+
+def shrinkage_of(x: torch.Tensor, x_hat: torch.Tensor, mean: torch.Tensor, block: int = 64) -> ShrinkageSums:
+    sums = ShrinkageSums(mean)
+    for a, b in zip(x.split(block), x_hat.split(block), strict=True):
+        sums.add(a, b)
+    return sums
+
+
+def test_shrinkage_of_a_scaled_copy_is_its_scale() -> None:
+    x, _ = _data()
+    sums = shrinkage_of(x, 0.8 * x, torch.zeros(7))
+    assert (sums.gamma, sums.gamma_centred) == pytest.approx((0.8, 0.8), rel=1e-5)
+    assert sums.norm_ratio == pytest.approx(0.8, rel=1e-5)
+    assert sums.mean_cosine == pytest.approx(1, rel=1e-5)
+
+
+def test_only_the_centred_shrinkage_sees_through_a_large_mean() -> None:
+    x, _ = _data()
+    mean = x.double().mean(dim=0)
+    sums = shrinkage_of(x, (mean + 0.5 * (x - mean)).float(), mean)
+    assert sums.gamma == pytest.approx(1, abs=0.01)
+    assert sums.gamma_centred == pytest.approx(0.5, rel=1e-4)
+
+
+def test_shrinkage_minimises_the_error_it_is_defined_by() -> None:
+    x, x_hat = _data()
+    gamma = shrinkage_of(x, x_hat, x.mean(dim=0)).gamma
+    errors = [(x_hat.double() / (gamma + step) - x).square().sum() for step in (-1e-3, 0, 1e-3)]
+    assert errors[1] < min(errors[0], errors[2])
+
+
+def test_shrinkage_sums_equal_plain_means_and_leave_rows_without_direction_out_of_the_cosine() -> None:
+    x, x_hat = _data()
+    x[3] = 0
+    x_hat[5] = 0
+    sums = shrinkage_of(x, x_hat, x.mean(dim=0), block=7)
+    a, b = x.double(), x_hat.double()
+    assert sums.norm_ratio == pytest.approx(float(b.norm(dim=1).mean() / a.norm(dim=1).mean()), rel=1e-6)
+    cosines = [float(torch.cosine_similarity(a[i], b[i], dim=0)) for i in range(300) if i not in (3, 5)]
+    assert sums.mean_cosine == pytest.approx(sum(cosines) / 298, rel=1e-6)
+    assert math.isnan(ShrinkageSums(torch.zeros(3)).gamma)
+
+
+@pytest.mark.parametrize("elements", [1 << 24, 20])
+def test_largest_cosines_equal_a_plain_loop(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "BLOCK_ELEMENTS", elements)
+    generator = torch.Generator().manual_seed(0)
+    a, b = (3 * torch.randn(n, 4, generator=generator) for n in (9, 6))
+    cosine = torch.cosine_similarity(a.double()[:, None], b.double()[None], dim=2)
+    torch.testing.assert_close(max_cosines(a, b).double(), cosine.amax(dim=1), atol=1e-6, rtol=0)
+    assert mean_max_cosine(a, b) == pytest.approx(
+        (float(cosine.amax(1).mean()), float(cosine.amax(0).mean())), abs=1e-6
+    )
+    own = torch.tensor([4, 0, 8])
+    among = torch.cosine_similarity(a.double()[:, None], a.double()[None], dim=2).fill_diagonal_(-2)
+    torch.testing.assert_close(max_cosines(a[own], a, own).double(), among[own].amax(dim=1), atol=1e-6, rtol=0)
+
+
+def test_mmcs_of_a_part_with_the_whole_is_one_in_one_direction() -> None:
+    whole = torch.eye(4)
+    assert mean_max_cosine(whole[:2], whole) == (1, pytest.approx(0.5))
+    assert math.isnan(max_cosines(whole[:1], whole[:1], torch.tensor([0]))[0])

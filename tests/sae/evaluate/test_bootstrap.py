@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sae.evaluate import bootstrap
-from sae.evaluate.bootstrap import ratio_interval
+from sae.evaluate.bootstrap import ratio_interval, ratio_intervals
 
 
 def test_interval_of_a_mean_is_two_standard_errors_wide() -> None:
@@ -32,3 +32,13 @@ def test_no_interval_without_draws_or_contexts() -> None:
     assert ratio_interval(np.ones(5), np.ones(5), 0, "test") is None
     assert ratio_interval(np.ones(1), np.ones(1), 100, "test") is None
     assert ratio_interval(np.ones(5), np.zeros(5), 100, "test") is None
+
+
+def test_several_ratios_share_their_draws() -> None:
+    rng = np.random.default_rng(0)
+    above, below = rng.random((30, 3)), rng.random((30, 3)) + 1
+    below[:, 2] = 0
+    found = ratio_intervals(above, below, 200, "test")
+    assert found[0] == pytest.approx(ratio_interval(above[:, 0], below[:, 0], 200, "test"))
+    assert found[1] == pytest.approx(ratio_interval(above[:, 1], below[:, 1], 200, "test"))
+    assert found[2] is None

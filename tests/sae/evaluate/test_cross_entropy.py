@@ -56,8 +56,8 @@ def identity_sae():
     return sae
 
 
-def naive_losses(model, contexts: Contexts, change) -> list[list[float]]:
-    """Per context the loss of every predicted token; `change(act [T, d], tokens [T])` edits the MLP's activations."""
+def naive_logits(model, contexts: Contexts, change) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Per context the logits and the next tokens; `change(act [T, d], tokens [T])` edits the MLP's activations."""
     found = []
     for tokens, docs in zip(contexts.tokens, contexts.docs, strict=True):
         n = int((docs != PADDING).sum())
@@ -67,28 +67,45 @@ def naive_losses(model, contexts: Contexts, change) -> list[list[float]]:
         )
         logits = model(input_ids=ids[None]).logits[0]
         handle.remove()
-        found.append(F.cross_entropy(logits[:-1], ids[1:], reduction="none").tolist())
+        found.append((logits[:-1], ids[1:]))
     return found
+
+
+def naive_losses(model, contexts: Contexts, change) -> list[list[float]]:
+    """Per context the loss of every predicted token."""
+    return [
+        F.cross_entropy(logits, following, reduction="none").tolist()
+        for logits, following in naive_logits(model, contexts, change)
+    ]
+
+
+def where(value):
+    """An edit that leaves special tokens as they are."""
+    return lambda act, ids: torch.where((ids != SPECIAL)[:, None], value(act), act)
+
+
+def random_sae():
+    sae = build_sae(StandardConfig(d_sae=5, l1_coefficient=0), D_MLP)
+    with torch.no_grad():
+        sae.W_enc.normal_(generator=torch.Generator().manual_seed(1))
+        sae.W_dec.normal_(generator=torch.Generator().manual_seed(2))
+    return sae
 
 
 @pytest.mark.parametrize("elements", [1 << 25, 3 * T * VOCAB])
 def test_losses_equal_forwards_by_hand(model, contexts, elements: int, monkeypatch) -> None:
     monkeypatch.setattr(cross_entropy, "BATCH_ELEMENTS", elements)
     mean = np.linspace(0, 1, D_MLP)
-    sae = build_sae(StandardConfig(d_sae=5, l1_coefficient=0), D_MLP)
-    with torch.no_grad():
-        sae.W_enc.normal_(generator=torch.Generator().manual_seed(1))
-        sae.W_dec.normal_(generator=torch.Generator().manual_seed(2))
-    found = measure_cross_entropy(model, HOOK_POINT, sae, mean, contexts, (SPECIAL,))
-
-    def where(value):
-        return lambda act, ids: torch.where((ids != SPECIAL)[:, None], value(act), act)
-
+    sae = random_sae()
+    found = measure_cross_entropy(
+        model, HOOK_POINT, sae, mean, contexts, (SPECIAL,), others={"half": lambda act: act / 2}
+    )
     changes = {
         "clean": lambda act, ids: act,
         "sae": where(lambda act: sae(act).detach()),
         "zero": where(torch.zeros_like),
         "mean": where(lambda act: torch.from_numpy(mean).float().expand_as(act)),
+        "half": where(lambda act: act / 2),
     }
     for variant, change in changes.items():
         expected = naive_losses(model, contexts, change)
@@ -97,13 +114,15 @@ def test_losses_equal_forwards_by_hand(model, contexts, elements: int, monkeypat
         flat = [loss for losses in expected for loss in losses]
         assert found.mean(variant) == pytest.approx(np.mean(flat), rel=1e-4)
     means = [found.mean(variant) for variant in changes]
-    assert len({round(value, 3) for value in means}) == 4
+    assert len({round(value, 3) for value in means}) == 5
 
 
 def test_a_perfect_sae_costs_nothing(model, contexts) -> None:
     found = measure_cross_entropy(model, HOOK_POINT, identity_sae(), np.zeros(D_MLP), contexts)
     np.testing.assert_allclose(found.losses["sae"], found.losses["clean"], rtol=1e-6)
     np.testing.assert_allclose(found.losses["zero"], found.losses["mean"], rtol=1e-6)
+    np.testing.assert_allclose(found.kl["sae"], 0, atol=1e-5)
+    np.testing.assert_allclose(found.bin_increase, 0, atol=1e-5)
 
 
 def test_the_model_is_left_as_it_was(model, contexts) -> None:
@@ -111,3 +130,35 @@ def test_the_model_is_left_as_it_was(model, contexts) -> None:
     after = measure_cross_entropy(model, HOOK_POINT, identity_sae(), np.zeros(D_MLP), contexts)
     np.testing.assert_array_equal(before.losses["clean"], after.losses["clean"])
     assert not model.gpt_neox.layers[0].mlp.act._forward_hooks
+
+
+def test_divergence_equals_torchs_from_the_untouched_distribution(model, contexts, monkeypatch) -> None:
+    monkeypatch.setattr(cross_entropy, "BATCH_ELEMENTS", 3 * T * VOCAB)
+    sae = random_sae()
+    found = measure_cross_entropy(model, HOOK_POINT, sae, np.zeros(D_MLP), contexts, (SPECIAL,))
+    clean = naive_logits(model, contexts, lambda act, ids: act)
+    for variant, value in (("sae", lambda act: sae(act).detach()), ("zero", torch.zeros_like)):
+        changed = naive_logits(model, contexts, where(value))
+        expected = [
+            float(F.kl_div(b.log_softmax(1), a.log_softmax(1), log_target=True, reduction="sum"))
+            for (a, _), (b, _) in zip(clean, changed, strict=True)
+        ]
+        np.testing.assert_allclose(found.kl[variant], expected, rtol=1e-3, atol=1e-5)
+        assert found.mean_kl(variant) == pytest.approx(sum(expected) / found.n_targets.sum(), rel=1e-3)
+    assert found.mean_kl("zero") > 0.01
+
+
+def test_increase_by_position_equals_a_plain_loop(model, contexts) -> None:
+    sae = random_sae()
+    edges = np.array([0, 1, 4, T])
+    found = measure_cross_entropy(model, HOOK_POINT, sae, np.zeros(D_MLP), contexts, (SPECIAL,), position_edges=edges)
+    clean = naive_losses(model, contexts, lambda act, ids: act)
+    spliced = naive_losses(model, contexts, where(lambda act: sae(act).detach()))
+    for i, (before, after) in enumerate(zip(clean, spliced, strict=True)):
+        increase, targets = np.zeros(3), np.zeros(3)
+        for position in range(len(before)):
+            place = 0 if position < 1 else 1 if position < 4 else 2
+            increase[place] += after[position] - before[position]
+            targets[place] += 1
+        np.testing.assert_allclose(found.bin_increase[i], increase, rtol=1e-3, atol=1e-5)
+        np.testing.assert_array_equal(found.bin_targets[i], targets)

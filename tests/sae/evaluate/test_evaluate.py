@@ -10,8 +10,9 @@ import torch
 
 from sae.architectures.config import StandardConfig, TopKConfig
 from sae.evaluate.config import Concept, EvaluationConfig, EvaluationSpec, Replicates
-from sae.evaluate.evaluate import evaluate_sae, shown
+from sae.evaluate.evaluate import evaluate_sae
 from sae.evaluate.known_answers import rows_in_source_order
+from sae.evaluate.rule_scores import shown
 from sae.store import records
 from sae.store.filesystem import Storage
 from sae.store.reader import read_snapshot
@@ -77,6 +78,11 @@ def test_figures_equal_the_definitions_over_all_held_out_rows(text_world, n_segm
     assert found["l0_rule"] == "topk"
     assert found["n_dead"] == (~fired.any(axis=0)).sum()
     assert found["superposition"] is None
+    assert found["shrinkage"]["gamma"] == pytest.approx((x_hat**2).sum() / (x * x_hat).sum(), rel=1e-5)
+    centred, centred_hat = x - x.mean(0), x_hat - x.mean(0)
+    assert found["shrinkage"]["gamma_centred"] == pytest.approx(
+        (centred_hat**2).sum() / (centred * centred_hat).sum(), rel=1e-5
+    )
     rows = files["interpretability.parquet"]
     assert [row["n_fires"] for row in rows] == fired.sum(axis=0).tolist()
     neurons = files["neurons.parquet"]
@@ -86,6 +92,60 @@ def test_figures_equal_the_definitions_over_all_held_out_rows(text_world, n_segm
     passes = [row["mass_passes"] for row in rows if row["n_fires"] >= 5]
     assert scored["latents"]["mass"] == pytest.approx(np.mean(passes))
     assert set(scored["definitions"]) == {"top_tenth", "mass", "top_20"}
+
+
+def test_error_by_position_and_syntax_equals_a_plain_loop(text_world) -> None:
+    world, subject = text_world(n_segments=2)
+    found = evaluated(world, spec_of(world, CONFIG, subject))["evaluation.json"]["error_by"]
+    assert list(found) == ["position", "syntax_label"]
+    rows = {key: act for key, act in world.rows.items() if key[1] == "heldout"}
+    mean = np.mean([act for acts in rows.values() for act in acts.values()], axis=0, dtype=np.float64)
+    sums: dict[tuple[str, str], np.ndarray] = {}
+    for key, acts in rows.items():
+        contexts = world.contexts[key]
+        for (seq, pos), act in acts.items():
+            error = float(((act - world.sae(torch.from_numpy(act)).detach().numpy()) ** 2).sum())
+            position = "1" if pos == 1 else "2-3" if pos < 4 else "4-7" if pos < 8 else "8-9"
+            label = ("other", "name", "keyword")[contexts.labels[seq - int(contexts.seq[0]), pos]]
+            for group in (("position", position), ("syntax_label", label)):
+                sums[group] = sums.get(group, 0) + np.array([error, ((act - mean) ** 2).sum(), 1])
+    assert sum(len(figures) for figures in found.values()) == len(sums) == 7
+    for by, figures in found.items():
+        for figure in figures:
+            error, deviation, n_rows = sums[by, figure["name"]]
+            assert figure["n_rows"] == n_rows
+            assert figure["fvu"] == pytest.approx(error / deviation, rel=1e-5)
+            assert figure["fvu_interval"][0] < figure["fvu"] < figure["fvu_interval"][1]
+
+
+def test_controls_stand_beside_every_figure(text_world) -> None:
+    world, subject = text_world(n_heldout=60)
+    files = evaluated(world, spec_of(world, CONFIG, subject))
+    found = files["evaluation.json"]
+    names = ["neurons", "pca", "random"]
+    assert found["controls"]["k"] == 3
+    assert list(found["controls"]["fvu"]) == list(found["ce"]["controls"]) == names
+    assert all(0 < value < 1 for value in found["controls"]["fvu"].values())
+    assert all(control["kl"] > 0 for control in found["ce"]["controls"].values())
+    assert found["ce"]["kl_interval"][0] < found["ce"]["kl"] < found["ce"]["kl_interval"][1]
+    assert {"latents", *names} < set(found["interpretability"])
+    assert found["interpretability"]["pca"]["n_units"] == 24
+    kinds = [*("latents", "neurons", "pca", "random"), "all neurons"]
+    syntax = [score for score in found["probing"]["scores"] if score["task"] == "syntax"]
+    assert list(dict.fromkeys(score["units_of"] for score in syntax)) == kinds
+    table = files["probing.parquet"]
+    first = syntax[0]
+    own = [r["f1"] for r in table if (r["task"], r["units_of"], r["k"]) == ("syntax", "latents", 1)]
+    assert (len(own), np.mean(own)) == (first["n_classes"], pytest.approx(first["f1"]))
+
+
+def test_no_probes_without_rows_for_them(text_world) -> None:
+    world, subject = text_world()
+    for n_probe_rows in (0, 40):
+        config = EvaluationConfig.model_validate(CONFIG.model_dump() | {"n_probe_rows": n_probe_rows})
+        files = evaluated(world, spec_of(world, config, subject))
+        assert files["evaluation.json"]["probing"] is None
+        assert "probing.parquet" not in files
 
 
 def test_previous_token_and_label_are_those_of_the_row(text_world) -> None:
@@ -154,6 +214,10 @@ def test_given_activations_are_judged_on_their_training_rows(make_given_world) -
     assert (found["split"], found["n_rows"], found["l0_rule"]) == ("train", 5, "relu")
     assert found["ce"] is None
     assert found["interpretability"] is None
+    assert found["probing"] is None
+    assert found["error_by"] == {}
+    assert found["controls"]["fvu"]["neurons"] < 1
+    assert found["geometry"]["decoder"]["participation_ratio"] <= 4
 
 
 def test_rows_of_given_activations_come_back_in_source_order(make_given_world) -> None:

@@ -22,12 +22,17 @@ from sae.evaluate.rows import NO_TOKEN, RowTexts
 N_ROWS, N_UNITS = 400, 12
 
 
+def texts_of(token: np.ndarray, previous: np.ndarray, label: np.ndarray) -> RowTexts:
+    rows = np.arange(len(token))
+    return RowTexts(token, previous, label, position=(rows % 10).astype(np.int32), context=rows // 10)
+
+
 def make_texts(seed: int = 0) -> RowTexts:
     rng = np.random.default_rng(seed)
     token = rng.choice([3, 7, 50_000, 9], N_ROWS, p=[0.6, 0.2, 0.1, 0.1]).astype(np.int32)
     previous = np.where(np.arange(N_ROWS) % 10 == 0, NO_TOKEN, rng.integers(0, 3, N_ROWS)).astype(np.int32)
     label = rng.choice(4, N_ROWS, p=[0.5, 0.3, 0.1, 0.1]).astype(np.uint8)
-    return RowTexts(token, previous, label)
+    return texts_of(token, previous, label)
 
 
 def make_acts(texts: RowTexts, seed: int = 0) -> np.ndarray:
@@ -108,7 +113,7 @@ def test_units_may_be_scored_in_runs() -> None:
 
 
 def test_a_label_on_most_rows_explains_nothing() -> None:
-    texts = RowTexts(
+    texts = texts_of(
         np.arange(100, dtype=np.int32), np.full(100, NO_TOKEN, np.int32), np.repeat([0, 1], [60, 40]).astype(np.uint8)
     )
     acts = np.zeros((100, 1), np.float32)
