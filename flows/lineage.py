@@ -17,6 +17,8 @@ TITLES = {
     "saes": "SAE",
     "evaluations": "evaluation",
     "statistics": "feature statistics",
+    "questions": "questions about latents",
+    "labels": "labels by a model",
     "reports": "report",
 }
 
@@ -105,6 +107,11 @@ def describe(record: Record) -> str:
             return f"byte-level BPE, {spec['vocab_size']:,} tokens"
         case "evaluations":
             return f"FVU {record.metrics['fvu']:.4f} on {record.metrics['n_rows']:,} {record.metrics['split']} rows"
+        case "questions":
+            return f"{record.metrics['n_asked']} of {record.metrics['n_latents']} latents can be asked about"
+        case "labels":
+            model = spec["explainer"].get("model") or spec["explainer"]["config"]["name"]
+            return f"{record.metrics['n_explained']} of {record.metrics['n_latents']} latents explained by {model}"
         case "reports":
             return str(config["title"])
         case _:

@@ -16,7 +16,7 @@ from flows.server import prefect_server
 from flows.stages import FLOW_STAGES, Stage
 from flows.train import train
 from sae.plan import PipelineConfig, make_plan
-from sae.preflight import check_plan
+from sae.preflight import check_explainer, check_plan
 
 
 @flow(name="pipeline", flow_run_name="pipeline: {config.report.title}", result_serializer="json")
@@ -34,7 +34,10 @@ def pipeline(
 
     Returns: the outcome of every task: stage, task, ref, part, computed or cached.
     """
-    check_plan(make_plan(config))
+    plan = make_plan(config)
+    check_plan(plan)
+    if only in (None, "labels"):
+        check_explainer(plan)
 
     def go(repair: tuple[str, ...], outcomes: Outcomes) -> None:
         for each in (extract, train, report):

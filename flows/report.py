@@ -10,7 +10,11 @@ from flows.lineage import lineage_of
 from flows.repair import Outcomes, run_repairing
 from flows.run import Run, raise_if_missing
 from flows.stages import Stage
+from sae.errors import ConfigError
+from sae.explain.config import ChatEndpoint
+from sae.explain.explain import count_shards
 from sae.plan import PipelineConfig, Plan, make_plan
+from sae.preflight import check_explainer
 from sae.statistics.config import StatisticsSpec
 from sae.statistics.statistics import count_parts
 from sae.statistics.tree import merge_levels
@@ -27,6 +31,10 @@ def report(
     Returns: the outcome of every task.
     """
     plan = make_plan(config)
+    if only == "labels" and not plan.labels:
+        raise ConfigError("labels: the configuration has no such section, so no model is asked. Add labels.explainer.")
+    if only in (None, "labels"):
+        check_explainer(plan)
 
     def go(repair: tuple[str, ...], outcomes: Outcomes) -> None:
         with Run(config.execution, only, refresh, repair, outcomes) as run:
@@ -45,6 +53,7 @@ def _report(run: Run, plan: Plan) -> None:
     for statistics in plan.statistics:
         _statistics(run, statistics)
     run.tell("statistics", "frequencies, histograms, examples")
+    _labels(run, plan)
     if run.wants("report") and plan.report is not None:
         lineage = lineage_of(run.storage, plan)
         run.do("report", tasks.render_report, [plan.report], lineage=lineage)
@@ -67,6 +76,24 @@ def _statistics(run: Run, spec: StatisticsSpec) -> None:
             jobs = [([spec], node.part) for node in level]
             run.fan_out("statistics", "statistics: merge", tasks.merge_statistics_parts, jobs)
         run.do("statistics", tasks.merge_statistics, [spec])
+
+
+def _labels(run: Run, plan: Plan) -> None:
+    if not plan.labels or not run.wants("labels"):
+        return
+    assert plan.config.labels
+    explainer = plan.config.labels.explainer
+    for questions, labels in zip(plan.questions, plan.labels, strict=True):
+        run.do("labels", tasks.write_questions, [questions])
+        shards = range(count_shards(run.storage, labels))
+        if isinstance(explainer, ChatEndpoint):
+            jobs = [([labels], part) for part in shards]
+            run.fan_out("labels", "labels", tasks.label_latents, jobs, explainer=explainer)
+        else:  # a model in memory once, with all cores
+            for part in shards:
+                run.do("labels", tasks.label_latents, [labels], part=part, explainer=explainer)
+        run.do("labels", tasks.merge_labels, [labels])
+    run.tell("labels", "explanations by a model, with detection and fuzzing scores")
 
 
 def _artifacts(run: Run, plan: Plan) -> None:

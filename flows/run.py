@@ -151,7 +151,12 @@ class Run:
                 remove_checkpoints(self.storage, spec.ref)
 
     def fan_out(
-        self, stage: Stage, title: str, task: Task[..., list[str]], jobs: Sequence[tuple[Sequence[Spec], int]]
+        self,
+        stage: Stage,
+        title: str,
+        task: Task[..., list[str]],
+        jobs: Sequence[tuple[Sequence[Spec], int]],
+        **parameters: Any,
     ) -> None:
         """Run a task for every (specs, part), `max_workers` at a time, under one bar. Raises: the first error."""
         if not self.wants(stage):
@@ -162,7 +167,7 @@ class Run:
                 if len(in_flight) >= self.execution.max_workers:
                     in_flight.popleft().result()
                 progress(done, len(jobs), "parts")
-                future = self.submit(stage, task, specs, part=part, single=False)
+                future = self.submit(stage, task, specs, part=part, single=False, **parameters)
                 assert future is not None
                 in_flight.append(future)
             for future in in_flight:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from sae.config import FrozenConfig
 from sae.evaluate.config import EvaluationConfig
+from sae.explain.config import LabelsConfig
 from sae.extract.config import AnyActivations, CorpusConfig, GivenActivations
 from sae.report.config import ReportConfig
 from sae.statistics.config import StatisticsConfig
@@ -51,6 +52,8 @@ class PipelineConfig(FrozenConfig):
     """A sweep: all are trained from one read of the activations."""
     evaluation: EvaluationConfig = EvaluationConfig()
     statistics: StatisticsConfig = StatisticsConfig()
+    labels: LabelsConfig | None = None
+    """Explanations of latents by a model. None: no model is asked, and no text leaves this machine for it."""
     report: ReportConfig = ReportConfig()
     seed: int = 0
     """Of the corpus order, the embedded subject and the order of rows. Each SAE has its own for its initialisation."""
@@ -74,6 +77,7 @@ class PipelineConfig(FrozenConfig):
                 raise ValueError(f"activations.hook_points.{index}: {name!r} is there twice")
         self._check_saes()
         self._check_concepts()
+        self._check_labels()
         return self
 
     def _check_saes(self) -> None:
@@ -108,6 +112,23 @@ class PipelineConfig(FrozenConfig):
                 bad = next((row for row in concept.rows if row < 0 or (n_rows is not None and row >= n_rows)), None)
                 if bad is not None:
                     raise ValueError(f"evaluation.concepts.{index}.rows: no row {bad}, there are {n_rows}")
+
+    def _check_labels(self) -> None:
+        labels = self.labels
+        if labels is None:
+            return
+        if isinstance(self.activations, GivenActivations):
+            raise ValueError("labels: given activations come without text, so there is nothing to explain")
+        wanted = labels.contexts.n_shown_per_quarter + labels.contexts.n_scored_per_quarter
+        if wanted > self.statistics.n_per_group:
+            raise ValueError(
+                f"labels.contexts: n_shown_per_quarter + n_scored_per_quarter = {wanted} contexts of each quarter, but "
+                f"statistics.n_per_group = {self.statistics.n_per_group} are kept. Raise that, or lower these"
+            )
+        d_sae = min(config.sae.d_sae for config in self.saes)
+        for index, latent in enumerate(labels.latents or ()):
+            if latent >= d_sae:
+                raise ValueError(f"labels.latents.{index}: there is no latent {latent} in an SAE of d_sae = {d_sae}")
 
     def trained_on(self, config: TrainConfig) -> TrainConfig:
         """The config with its hook point spelled out, so that leaving it to the default gives the same name."""

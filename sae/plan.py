@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from sae.config import Spec
 from sae.errors import InputError
 from sae.evaluate.config import EvaluationConfig, EvaluationSpec
+from sae.explain.config import ChatEndpoint, EndpointModel, LabelsSpec, QuestionsSpec
+from sae.explain.local import pin_explainer
 from sae.extract.config import (
     ActivationsConfig,
     GivenActivations,
@@ -51,6 +53,9 @@ class Plan:
     saes: tuple[SAESpec, ...] = ()
     evaluations: tuple[EvaluationSpec, ...] = ()
     statistics: tuple[StatisticsSpec, ...] = ()
+    questions: tuple[QuestionsSpec, ...] = ()
+    labels: tuple[LabelsSpec, ...] = ()
+    """One per SAE, with its questions, when labels are asked for."""
     report: ReportSpec | None = None
     control: "Plan | None" = None
     """The same on the untrained subject, up to the evaluation of the first SAE."""
@@ -67,6 +72,8 @@ class Plan:
         yield from self.saes
         yield from self.evaluations
         yield from self.statistics
+        yield from self.questions
+        yield from self.labels
         yield from self.control.specs() if self.control else ()
         yield from (spec for spec in (self.report,) if spec)
 
@@ -99,6 +106,7 @@ def _new_plan(config: PipelineConfig, progress: Progress) -> Plan:
     given = isinstance(config.activations, GivenActivations)
     plan = _plan_given(config) if given else _plan_model(config, progress)
     plan = _with_saes(plan, config.saes)
+    plan = _with_labels(plan)
     control = _plan_control(plan)
     return replace(plan, control=control, report=_report_spec(plan, control))
 
@@ -241,6 +249,44 @@ def _with_saes(plan: Plan, configs: tuple[TrainConfig, ...]) -> Plan:
     return replace(plan, saes=tuple(saes), evaluations=tuple(evaluations), statistics=tuple(statistics))
 
 
+def _with_labels(plan: Plan) -> Plan:
+    """Add what is asked about the latents of every SAE, and the answers, when labels are asked for."""
+    labels = plan.config.labels
+    if labels is None:
+        return plan
+    explainer = labels.explainer
+    model = (
+        EndpointModel(model=explainer.model, temperature=explainer.temperature)
+        if isinstance(explainer, ChatEndpoint)
+        else pin_explainer(explainer)
+    )
+    questions = tuple(
+        QuestionsSpec(
+            contexts=labels.contexts,
+            n_latents=None if labels.latents is not None else labels.n_latents,
+            latents=labels.latents,
+            sae=statistics.sae,
+            statistics=statistics.ref,
+            tokens=statistics.tokens,
+            snapshot=statistics.snapshots.get("heldout") or statistics.snapshots["train"],
+            window_tokens=statistics.config.context_tokens,
+            seed=plan.config.seed,
+        )
+        for statistics in plan.statistics
+    )
+    answers = tuple(
+        LabelsSpec(
+            questions=spec.ref,
+            explainer=model,
+            contexts_per_request=labels.contexts_per_request,
+            max_tokens=labels.max_tokens,
+            seed=plan.config.seed,
+        )
+        for spec in questions
+    )
+    return replace(plan, questions=questions, labels=answers)
+
+
 def _plan_control(plan: Plan) -> Plan | None:
     """The first SAE's recipe on the untrained subject, on fewer tokens, up to its evaluation."""
     untrained, subject, activations = plan.config.evaluation.untrained, plan.subject, plan.config.activations
@@ -257,7 +303,7 @@ def _plan_control(plan: Plan) -> Plan | None:
     assert recipe.hook_point
     control = Plan(plan.config, subject=random_weights, tallies=plan.tallies, tokens=plan.tokens)
     control = _with_saes(_with_parts(control, fewer, (recipe.hook_point,)), (recipe,))
-    return replace(control, statistics=())
+    return replace(control, statistics=())  # and no labels
 
 
 def _report_spec(plan: Plan, control: Plan | None) -> ReportSpec:
@@ -271,6 +317,7 @@ def _report_spec(plan: Plan, control: Plan | None) -> ReportSpec:
                 sae=sae.ref,
                 evaluation=evaluation.ref,
                 statistics=statistics.ref,
+                labels=plan.labels[index].ref if plan.labels else None,
                 untrained_evaluation=control.evaluations[0].ref if control and index == 0 else None,
             )
         )

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from sae.errors import ConfigError, DamagedError, InputError
+from sae.explain.config import ChatEndpoint
+from sae.explain.endpoint import read_key
 from sae.extract.config import ActivationsConfig, GivenActivations, GivenPartsSpec, Split
 from sae.extract.corpus import Tally
 from sae.extract.given import measure_given
@@ -81,6 +83,16 @@ def _check_sizes(plan: Plan) -> None:
             raise ConfigError(f"saes.{index}.batch_rows: {train.batch_rows}, but {what}. Lower it, or give more data.")
     _check_memory(plan, sizes)
     _check_disk(plan, storage, sizes)
+
+
+def check_explainer(plan: Plan) -> None:
+    """Raises: InputError when labels are still to be made and the key for them is not in the environment."""
+    labels = plan.config.labels
+    if labels is None or not isinstance(labels.explainer, ChatEndpoint):
+        return
+    storage = Storage(plan.config.execution.root)
+    if not all(_is_stored(storage, spec.ref) for spec in plan.labels):
+        read_key(labels.explainer)
 
 
 def check_tokens(storage: Storage, plan: Plan) -> None:

@@ -34,6 +34,8 @@ STOP_SECONDS = 30.0
 
 READ_AT_START = ("AWS_", "HF_", "OMP_", "TOKENIZERS_", "TRANSFORMERS_")
 """Beginnings of the environment variables that the libraries in a worker read once: credentials, caches, threads."""
+KEY_ENDINGS = ("_KEY", "_TOKEN")
+"""Endings of those that hold keys, which a worker has from its start alone: they are written nowhere."""
 
 _idle: list["_Worker"] = []
 _busy: set["_Worker"] = set()
@@ -243,7 +245,11 @@ def _drop(worker: _Worker) -> None:
 
 
 def _environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name.startswith(READ_AT_START)}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(READ_AT_START) or name.endswith(KEY_ENDINGS)
+    }
 
 
 def _has_descriptor(stream: Any) -> bool:

@@ -5,6 +5,8 @@ from typing import Any
 from prefect import task
 
 from sae.evaluate.config import EvaluationSpec
+from sae.explain import explain, questions
+from sae.explain.config import AnyExplainer, LabelsSpec, QuestionsSpec
 from sae.report import render
 from sae.report.config import ReportSpec
 from sae.statistics import statistics
@@ -35,6 +37,25 @@ def merge_statistics_parts(spec: StatisticsSpec, part: int, job: Job) -> list[st
 def merge_statistics(spec: StatisticsSpec, job: Job) -> list[str]:
     """Merge the parts' statistics into tables of latents and examples."""
     return produce(job, [spec], statistics.merge_statistics, {"spec": spec}, bar="statistics: examples")
+
+
+@task(task_run_name="write-questions-{spec.fingerprint}", **TASK_OPTIONS)
+def write_questions(spec: QuestionsSpec, job: Job) -> list[str]:
+    """Choose what an explainer is shown and asked."""
+    return produce(job, [spec], questions.write_questions, {"spec": spec})
+
+
+@task(task_run_name="label-latents-{part:05d}", **TASK_OPTIONS)
+def label_latents(spec: LabelsSpec, part: int, job: Job, explainer: AnyExplainer) -> list[str]:
+    """Ask a model about a few latents."""
+    arguments = {"spec": spec, "part": part, "explainer": explainer}
+    return produce(job, [spec], explain.label_shard, arguments, part=part)
+
+
+@task(task_run_name="merge-labels-{spec.fingerprint}", **TASK_OPTIONS)
+def merge_labels(spec: LabelsSpec, job: Job) -> list[str]:
+    """Join what the model said of all latents."""
+    return produce(job, [spec], explain.merge_labels, {"spec": spec})
 
 
 @task(task_run_name="render-report-{spec.fingerprint}", **TASK_OPTIONS)

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = {"sae": set(), "tasks": {"sae"}, "flows": {"sae", "tasks"}}
-STAGES = {"extract", "train", "evaluate", "statistics", "report"}
+STAGES = {"extract", "train", "evaluate", "statistics", "explain", "report"}
 LEVELS = {
     "config": 0,
     "errors": 0,

@@ -1,13 +1,22 @@
 """A Hugging Face causal model as explainer, in this process, greedy: the same prompt gives the same answer."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from sae.errors import InputError
+from sae.errors import InputError, TransientError
 from sae.explain.explainer import Answer, Messages, NoAnswer
-from sae.subject.config import HFModelSpec
+from sae.subject.config import HFModel, HFModelSpec
+from sae.subject.huggingface import resolve_pin
 from sae.subject.load import load_pinned
+
+
+def pin_explainer(config: HFModel) -> HFModelSpec:
+    """The model as it is now. Raises: InputError and TransientError, as for a subject, naming the setting here."""
+    with _as_explainer():
+        return HFModelSpec(config=config, pinned=resolve_pin(config))
 
 
 class LocalExplainer:
@@ -19,7 +28,8 @@ class LocalExplainer:
     n_at_once = 1
 
     def __init__(self, spec: HFModelSpec) -> None:
-        loaded = load_pinned(spec, "cuda" if torch.cuda.is_available() else "cpu")
+        with _as_explainer():
+            loaded = load_pinned(spec, "cuda" if torch.cuda.is_available() else "cpu")
         if not loaded.causal:
             raise InputError(f"labels.explainer.name: {spec.config.name} is no causal model: it writes no text.")
         self._name, self._model, self._tokenizer = spec.config.name, loaded.model, loaded.tokenizer
@@ -63,3 +73,12 @@ class LocalExplainer:
         end = own.eos_token_id if own.eos_token_id is not None else self._tokenizer.eos_token_id
         padding = end[0] if isinstance(end, list) else end
         return GenerationConfig(max_new_tokens=max_tokens, do_sample=False, eos_token_id=end, pad_token_id=padding)
+
+
+@contextlib.contextmanager
+def _as_explainer() -> Iterator[None]:
+    """What loads subjects names settings of the subject; here they are the explainer's."""
+    try:
+        yield
+    except (InputError, TransientError) as err:
+        raise type(err)(str(err).replace("subject.", "labels.explainer.")) from err

@@ -13,6 +13,8 @@ class ReportConfig(FrozenConfig):
     title: str = "SAE report"
     chunk_bytes: int = Field(256 << 10, gt=0, le=1 << 28)
     """Target size of a file of latent pages."""
+    index_bytes: int = Field(64 << 20, ge=0)
+    """Above this there is no index of words, and the search box says so; 0 switches it off."""
     n_random: int = Field(12, ge=0, le=10_000)
     """Random live latents on the overview."""
     seed: int = 0
@@ -26,6 +28,8 @@ class ReportedSAE(FrozenConfig):
     sae: Ref
     evaluation: Ref
     statistics: Ref
+    labels: Ref | None = None
+    """A model's explanations of some of its latents."""
     untrained_evaluation: Ref | None = None
     """The evaluation of the same recipe on the untrained subject."""
 
@@ -34,7 +38,7 @@ class ReportSpec(Spec):
     """One report over the SAEs of a sweep."""
 
     stage: ClassVar[str] = "reports"
-    code_version: ClassVar[int] = 1
+    code_version: ClassVar[int] = 2
 
     config: ReportConfig
     saes: tuple[ReportedSAE, ...]
@@ -44,6 +48,6 @@ class ReportSpec(Spec):
         """Adds what each SAE brings."""
         found: dict[str, str] = {}
         for i, entry in enumerate(self.saes):
-            roles = ("sae", "evaluation", "statistics", "untrained_evaluation")
+            roles = ("sae", "evaluation", "statistics", "labels", "untrained_evaluation")
             found |= {f"{role}[{i}]": getattr(entry, role) for role in roles if getattr(entry, role)}
         return found

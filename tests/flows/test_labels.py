@@ -1,0 +1,163 @@
+"""Labels as a stage of the whole run: a stub endpoint is asked, once; its key is found nowhere."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from sae.errors import ConfigError, InputError, TransientError
+from sae.plan import PipelineConfig, make_plan
+from sae.store.filesystem import Storage
+from sae.store.records import local_files, require_record
+from tests.flows.conftest import with_settings
+from tests.sae.explain.stub import KEY, Fault, Stub, serve
+
+pytestmark = pytest.mark.usefixtures("prefect_backend")
+
+N_LATENTS = 10
+
+
+@pytest.fixture
+def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
+    monkeypatch.setenv("STUB_API_KEY", KEY)
+    with serve() as server:
+        server.key = KEY
+        yield server
+
+
+def labelled(config: PipelineConfig, stub: Stub, **explainer: Any) -> PipelineConfig:
+    """The run with labels of some latents by the stub."""
+    asked = {"kind": "openai", "base_url": stub.base_url, "model": "stub", "api_key_env": "STUB_API_KEY"}
+    asked |= {"retry_delay_seconds": 0.01, "n_retries": 1} | explainer
+    return with_settings(config, {"labels": {"explainer": asked, "n_latents": N_LATENTS}})
+
+
+def run(config: PipelineConfig, **options: Any) -> list[dict[str, Any]]:
+    from flows.pipeline import pipeline
+
+    return pipeline(config, **options)
+
+
+def computed(outcomes: list[dict[str, Any]]) -> set[str]:
+    return {outcome["stage"] for outcome in outcomes if outcome["outcome"] == "computed"}
+
+
+def read_labels(config: PipelineConfig) -> list[dict[str, Any]]:
+    storage = Storage(config.execution.root)
+    with local_files(storage, require_record(storage, make_plan(config).labels[0].ref)) as folder:
+        return pq.read_table(folder / "labels.parquet").to_pylist()
+
+
+def test_latents_are_explained_scored_and_asked_about_once(copy: PipelineConfig, stub: Stub) -> None:
+    config = labelled(copy, stub)
+    assert computed(run(config)) == {"labels", "report"}
+    labels = read_labels(config)
+    assert len(labels) == N_LATENTS
+    explained = [row for row in labels if row["explanation"]]
+    assert explained
+    for row in explained:
+        assert row["explanation"].startswith("the word")
+        assert row["detection_n"] == 2 * row["detection_true_positive"] or row["detection_n"] > 8
+        assert 0 <= row["detection_balanced_accuracy_low"] <= row["detection_balanced_accuracy"] <= 1
+    n_requests = len(stub.requests)
+    assert n_requests == sum(row["n_requests"] for row in labels)
+    assert computed(run(config)) == set()
+    assert computed(run(config, refresh="statistics")) == {"statistics", "report"}
+    assert len(stub.requests) == n_requests
+
+
+def test_another_address_or_key_asks_nothing_again_and_another_model_does(
+    copy: PipelineConfig, stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(labelled(copy, stub))
+    monkeypatch.setenv("OTHER_API_KEY", "another")
+    moved = labelled(copy, stub, base_url="http://127.0.0.1:9/v1", api_key_env="OTHER_API_KEY", timeout_seconds=5)
+    assert computed(run(moved)) == set()
+    other = labelled(copy, stub, model="another")
+    asked = [outcome["task"] for outcome in run(other) if outcome["outcome"] == "computed"]
+    assert sorted(set(asked)) == ["label_latents", "merge_labels", "render_report"]  # the questions are the same
+
+
+def test_the_key_is_in_no_file_no_log_and_no_database(
+    copy: PipelineConfig, stub: Stub, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    import prefect
+    from prefect.settings import get_current_settings
+
+    stub.fault_of = lambda prompt: Fault(500, body=f"you sent {KEY}".encode()) if len(stub.requests) % 5 == 0 else None
+    config = labelled(copy, stub)
+    run(config)
+    stub.key = "changed"
+    with pytest.raises(InputError, match=r"labels\.explainer\.api_key_env"):
+        run(labelled(copy, stub, model="another"))
+    places = [tmp_path, Path(config.execution.root), Path(prefect.settings.PREFECT_HOME.value())]
+    places += [get_current_settings().results.local_storage_path]
+    connection = str(get_current_settings().server.database.connection_url or "")
+    if "sqlite" in connection and (database := Path(connection.partition("///")[2])).is_file():
+        places.append(database.parent)
+    read = 0
+    for place in places:
+        for path in place.rglob("*"):
+            if path.is_file():
+                read += 1
+                assert KEY.encode() not in path.read_bytes(), path
+    assert read > 50
+    assert KEY not in caplog.text
+
+
+def test_a_wrong_key_an_unknown_model_and_an_absent_server_stop_with_the_setting_s_name(
+    copy: PipelineConfig, stub: Stub
+) -> None:
+    copy = with_settings(copy, {"execution": copy.execution.model_dump(mode="json") | {"retries": 0}})
+    stub.fault_of = lambda _: Fault(404, body=b"no such model")
+    with pytest.raises(InputError, match=r"labels\.explainer\.model: .* knows no model 'stub'"):
+        run(labelled(copy, stub))
+    with pytest.raises(TransientError, match=r"labels\.explainer\.base_url: \S+ cannot be reached"):
+        run(labelled(copy, stub, base_url="http://127.0.0.1:9/v1"))
+    # What was made before is kept: the questions.
+    storage, plan = Storage(copy.execution.root), make_plan(labelled(copy, stub))
+    assert storage.exists(f"{plan.questions[0].ref}/record.json")
+    assert not storage.exists(f"{plan.labels[0].ref}/record.json")
+
+
+def test_a_missing_key_is_found_before_any_work(
+    copy: PipelineConfig, stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("STUB_API_KEY")
+    with pytest.raises(InputError, match="STUB_API_KEY is not set"):
+        run(labelled(copy, stub), refresh="sae")
+    assert stub.requests == []
+    assert computed(run(labelled(copy, stub), only="evaluation")) == set()
+
+
+def test_a_run_that_broke_off_goes_on_with_the_shards_that_are_missing(copy: PipelineConfig, stub: Stub) -> None:
+    config = labelled(copy, stub)
+    run(config)
+    storage, ref = Storage(config.execution.root), make_plan(config).labels[0].ref
+    first = read_labels(config)
+    storage.remove(f"{ref}/part-00001.json")
+    storage.remove(f"{ref}/record.json")
+    n_requests = len(stub.requests)
+    outcomes = [o for o in run(config) if o["task"] == "label_latents"]
+    assert {o["part"]: o["outcome"] for o in outcomes} == {0: "cached", 1: "computed"}
+    assert len(stub.requests) - n_requests == sum(row["n_requests"] for row in first[8:])
+    assert read_labels(config) == first
+
+
+def test_labels_alone_can_be_asked_for_and_are_off_by_default(copy: PipelineConfig, stub: Stub) -> None:
+    with pytest.raises(ConfigError, match=r"labels: the configuration has no such section"):
+        run(copy, only="labels")
+    assert make_plan(copy).labels == ()
+    outcomes = run(labelled(copy, stub), only="labels")
+    assert {outcome["stage"] for outcome in outcomes} == {"labels"}
+
+
+def test_no_name_of_a_document_is_sent(copy: PipelineConfig, stub: Stub) -> None:
+    run(labelled(copy, stub), only="labels")
+    assert stub.requests
+    sent = json.dumps(stub.requests)
+    assert "document-0" not in sent
+    assert copy.execution.root not in sent
