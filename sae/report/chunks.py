@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Of the chunks and of the page's summary. The page shows data of another version as such."""
 MANTISSA_BITS = 12
 """Kept of float32 columns: a relative error of at most 1.3e-4. The latent page has exact values."""

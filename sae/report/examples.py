@@ -5,22 +5,24 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sae.report.display import Segment, is_whole, plain, show_tokens
+from sae.report.numbers import short
 
 BATCH_ROWS = 4096
 
 
 class Token(NamedTuple):
-    """A token as shown: its id (-1: none) and its segments, frozen so that equal tokens can be counted as one."""
+    """A token: its id (-1: none), its segments and its bytes, frozen so that equal tokens can be counted as one."""
 
     id: int
     shown: tuple[str | tuple[str, str], ...]
+    raw: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,14 +118,9 @@ class _Tokens:
     def _run(self, ids: tuple[int, ...], raw: tuple[bytes, ...]) -> list[Token]:
         run = self._known.get((ids, raw))
         if run is None:
-            run = [_frozen(token_id, shown) for token_id, shown in zip(ids, show_tokens(raw), strict=True)]
+            run = [frozen(*token) for token in zip(ids, show_tokens(raw), raw, strict=True)]
             self._known[ids, raw] = run
         return run
-
-
-def short(value: Any) -> float:
-    """The shortest decimal that gives the same float32: exact, and a third of the characters."""
-    return float(str(np.float32(value)))
 
 
 @functools.lru_cache(maxsize=1 << 14)
@@ -131,5 +128,6 @@ def _document(name: str) -> str:
     return plain(name, 120)
 
 
-def _frozen(token_id: int, segments: list[Segment]) -> Token:
-    return Token(token_id, tuple(part if isinstance(part, str) else (part[0], part[1]) for part in segments))
+def frozen(token_id: int, segments: list[Segment], raw: bytes) -> Token:
+    """A token that can be a key."""
+    return Token(token_id, tuple(part if isinstance(part, str) else (part[0], part[1]) for part in segments), raw)

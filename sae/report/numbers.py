@@ -1,6 +1,9 @@
-"""How numbers are written on the page: three digits, no leading zero, units with a space. numbers.js writes the same."""
+"""How numbers are written on the page: three digits, no leading zero, units with a space. numbers.js does the same."""
 
 import math
+from typing import Any
+
+import numpy as np
 
 NOT_AVAILABLE = "n/a"
 
@@ -48,3 +51,24 @@ def data_size(n_bytes: int) -> str:
         if n_bytes >= size:
             return f"{n_bytes / size:.3g} {unit}"
     return f"{n_bytes} B"
+
+
+def short(value: Any) -> float:
+    """The shortest decimal that gives the same float32: exact, and a third of the characters."""
+    return float(str(np.float32(value)))
+
+
+def wilson(n_found: int, n_tried: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927); for none found, [0, the one-sided upper bound].
+
+    Firings of one document are not independent, so the true interval of a firing frequency is wider.
+    """
+    if n_tried == 0:
+        return 0.0, 1.0
+    if n_found == 0:
+        return 0.0, 1 - 0.05 ** (1 / n_tried)
+    z, p = 1.959964, n_found / n_tried
+    centre = p + z * z / (2 * n_tried)
+    half = z * math.sqrt(p * (1 - p) / n_tried + z * z / (4 * n_tried * n_tried))
+    scale = 1 + z * z / n_tried
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)

@@ -1,7 +1,6 @@
 """Statistics and examples of one SAE -> the page's columns, labels and latent chunks."""
 
 import dataclasses
-import functools
 import itertools
 import math
 import re
@@ -14,13 +13,15 @@ import pyarrow as pa
 
 from sae.progress import Progress
 from sae.report import chunks
-from sae.report.display import Segment, show_tokens
-from sae.report.examples import Context, Token, iter_examples, short
+from sae.report.config import ReportConfig
+from sae.report.display import Segment
+from sae.report.examples import Context, iter_examples
 from sae.report.inputs import SAEInputs
-from sae.report.rules import label_of, rules_of
+from sae.report.latents import Latent, encode_latents
+from sae.report.rules import latent_label
+from sae.report.words import LatentIndex
 from sae.store.order import philox
 
-GROUPS = ("top", "q3", "q2", "q1", "q0", "random")
 SPARK_BINS = 16
 _SNIPPET_BEFORE, _SNIPPET_AFTER = 10, 5
 _MEASURED = 64
@@ -33,35 +34,28 @@ class SAEPages:
 
     columns: tuple[str, ...]
     latents_per_chunk: int
+    index: dict[str, list[str] | str]
+    """By kind, the first key of every file of the search index; or {"off": why there is none}."""
     random_latents: list[tuple[int, Context | None]]
     """The first live latents of the shuffled order with their strongest context."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Latent:
-    """One row of latents.parquet and its contexts."""
-
-    row: dict[str, Any]
-    contexts: list[Context]
-
-
-def write_pages(
-    folder: Path, inputs: SAEInputs, seed: int, n_random: int, chunk_bytes: int, progress: Progress
-) -> SAEPages:
-    """Write data/<sae>/col/, labels/ and latents/ of one SAE."""
+def write_pages(folder: Path, inputs: SAEInputs, config: ReportConfig, progress: Progress) -> SAEPages:
+    """Write data/<sae>/col/, labels/, latents/ and index/ of one SAE."""
     base = f"data/{inputs.key}"
-    columns = latent_columns(inputs, seed)
+    columns = latent_columns(inputs, config.seed)
     for name, values in columns.items():
         chunks.write_chunk(folder, f"{base}/col/{name}", chunks.encode_column(values))
     n_latents, n_rows = inputs.latents.num_rows, int(inputs.statistics["n_rows"])
-    chosen = _first_live(columns, n_random)
+    chosen = _first_live(columns, config.n_random)
     strongest: dict[int, Context | None] = {}
     labels: list[list[Any]] = []
+    index = LatentIndex(n_latents, config.index_bytes)
 
     latents = _iter_latents(inputs)
     head = list(itertools.islice(latents, _MEASURED))
     measured = len(chunks.deflate(encode_latents(head, n_rows))) * 4 // 3
-    per_chunk = chunks.latents_per_chunk(measured, len(head), chunk_bytes)
+    per_chunk = chunks.latents_per_chunk(measured, len(head), config.chunk_bytes)
     latents = itertools.chain(head, latents)
     for number in itertools.count():
         batch = list(itertools.islice(latents, per_chunk))
@@ -71,13 +65,15 @@ def write_pages(
         for latent in batch:
             top = next((context for context in latent.contexts if context.group == "top"), None)
             labels.append(_label_row(latent, top))
+            index.add(latent)
             if latent.row["latent"] in chosen:
                 strongest[latent.row["latent"]] = top
         progress(min((number + 1) * per_chunk, n_latents), n_latents, "latents", inputs.key)
     for shard in range(math.ceil(n_latents / chunks.LABEL_SHARD)):
         rows = labels[shard * chunks.LABEL_SHARD : (shard + 1) * chunks.LABEL_SHARD]
         chunks.write_chunk(folder, f"{base}/labels/{shard}", chunks.encode_json(rows))
-    return SAEPages(tuple(columns), per_chunk, [(latent, strongest[latent]) for latent in chosen])
+    edges = index.write(folder, f"{base}/index")
+    return SAEPages(tuple(columns), per_chunk, edges, [(latent, strongest[latent]) for latent in chosen])
 
 
 def latent_columns(inputs: SAEInputs, seed: int) -> dict[str, np.ndarray]:
@@ -96,7 +92,10 @@ def latent_columns(inputs: SAEInputs, seed: int) -> dict[str, np.ndarray]:
         "mean": _array(table, "mean_act"),
         "dense": _array(table, "dense").astype(np.uint8),
         "spark": sparklines(table["histogram"]),
+        "duplicate": table["duplicate_of"].is_valid().to_numpy(),
     }
+    if table["rule_kind"].null_count < table.num_rows:
+        columns |= {name: _array(table, f"rule_{name}") for name in ("precision", "recall", "lift")}
     share = _array(table, "top_tenth_share").astype(np.float64)
     if np.isfinite(share).any():
         columns["share"] = share
@@ -125,92 +124,15 @@ def sparklines(histograms: pa.ChunkedArray) -> np.ndarray:
     return lines
 
 
-def encode_latents(latents: list[Latent], n_rows: int) -> bytes:
-    """The payload of a latent chunk: a token dictionary of its own, and one object per latent."""
-    dictionary: dict[Token, int] = {}
-    body = [_latent_object(latent, n_rows, dictionary) for latent in latents]
-    tokens = [[token.id, *token.shown] for token in dictionary]
-    return chunks.encode_json(
-        {"schema": chunks.SCHEMA_VERSION, "start": latents[0].row["latent"], "tokens": tokens, "latents": body}
-    )
-
-
-def wilson(n_fired: int, n_rows: int) -> tuple[float, float]:
-    """95 % interval of a frequency (Wilson 1927); for no firing at all, [0, the one-sided upper bound].
-
-    Firings of one document are not independent, so the true interval is wider.
-    """
-    if n_rows == 0:
-        return 0.0, 1.0
-    if n_fired == 0:
-        return 0.0, 1 - 0.05 ** (1 / n_rows)
-    z, p = 1.959964, n_fired / n_rows
-    centre = p + z * z / (2 * n_rows)
-    half = z * math.sqrt(p * (1 - p) / n_rows + z * z / (4 * n_rows * n_rows))
-    scale = 1 + z * z / n_rows
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
-
-
 def _iter_latents(inputs: SAEInputs) -> Iterator[Latent]:
     rows = (row for batch in inputs.latents.to_batches(1024) for row in batch.to_pylist())
     contexts = iter_examples(inputs.examples, inputs.latents.num_rows)
     return (Latent(row, found) for row, found in zip(rows, contexts, strict=True))
 
 
-def _latent_object(latent: Latent, n_rows: int, dictionary: dict[Token, int]) -> dict[str, Any]:
-    row = latent.row
-    rules = rules_of(row)
-    label = label_of(rules)
-    return {
-        "id": row["latent"],
-        "n": [row["n_fired"], row["n_fired_train"], row["n_fired_heldout"]],
-        "frequency": row["frequency"],
-        "interval": wilson(row["n_fired"], n_rows),
-        "mean": _number(row["mean_act"]),
-        "max": _number(row["max_act"]),
-        "quartiles": [_number(row[name]) for name in ("q25", "q50", "q75")],
-        "histogram": row["histogram"],
-        "dense": bool(row["dense"]),
-        "label": label.dump() if label else None,
-        "rules": [rule.dump() for rule in rules],
-        "neighbours": [
-            [other, short(cosine)] for other, cosine in zip(row["neighbours"], row["neighbour_cosines"], strict=True)
-        ],
-        "up": _logits(row, "logits_up"),
-        "down": _logits(row, "logits_down"),
-        "groups": {
-            name: found
-            for name in GROUPS
-            if (found := [_context_object(c, dictionary) for c in latent.contexts if c.group == name])
-        },
-    }
-
-
-def _context_object(context: Context, dictionary: dict[Token, int]) -> dict[str, Any]:
-    return {
-        "value": context.value,
-        "peak": context.peak,
-        "at": [context.split, context.document, context.seq, context.pos],
-        "tokens": [dictionary.setdefault(token, len(dictionary)) for token in context.tokens],
-        "firing": list(itertools.chain.from_iterable(context.firing)),
-    }
-
-
-def _logits(row: dict[str, Any], name: str) -> list[list[Any]]:
-    return [
-        [token, short(value), _shown(raw)]
-        for token, value, raw in zip(row[name], row[f"{name}_values"], row[f"{name}_bytes"], strict=True)
-    ]
-
-
-@functools.lru_cache(maxsize=1 << 16)
-def _shown(token: bytes) -> list[Segment]:
-    return show_tokens([token])[0]
-
-
 def _label_row(latent: Latent, top: Context | None) -> list[Any]:
     """What the list shows and searches: [rule or 0, segments before, at and after the strongest firing]."""
-    label = label_of(rules_of(latent.row))
+    label = latent_label(latent.row)
     return [label.dump() if label else 0, *(snippet(top) if top else ([], [], []))]
 
 
@@ -244,7 +166,3 @@ def _first_live(columns: dict[str, np.ndarray], count: int) -> list[int]:
 
 def _array(table: pa.Table, name: str) -> np.ndarray:
     return table[name].combine_chunks().to_numpy(zero_copy_only=False)
-
-
-def _number(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else short(value)

@@ -25,8 +25,8 @@ from sae.store import records
 from sae.store.filesystem import Storage
 
 SCRIPTS = (
-    *("types", "dom", "numbers", "chunks", "data", "addresses", "query"),
-    *("list", "latent", "toy"),
+    *("types", "dom", "numbers", "chunks", "data", "addresses", "query", "search"),
+    *("list", "export", "contexts", "histogram", "evidence", "latent", "judge", "toy"),
     *("shell", "start"),
 )
 """Files of site/app, in the order in which they become one script: the ground, the views, what joins them."""
@@ -54,12 +54,7 @@ def render_report(
     """
     start = time.perf_counter()
     with open_inputs(storage, spec) as saes, storage.staging() as folder:
-        pages = {
-            inputs.key: write_pages(
-                folder, inputs, spec.config.seed, spec.config.n_random, spec.config.chunk_bytes, progress
-            )
-            for inputs in saes
-        }
+        pages = {inputs.key: write_pages(folder, inputs, spec.config, progress) for inputs in saes}
         toys = {inputs.key: toy for inputs in saes if (toy := toy_of(storage, inputs)) is not None}
         if toys:
             chunks.write_chunk(folder, "data/toy", chunks.encode_json(toys))
@@ -122,6 +117,7 @@ def _summary(
     """What the script must know before it loads any chunk."""
     return {
         "schema": chunks.SCHEMA_VERSION,
+        "report": spec.ref,
         "title": plain(spec.config.title, 120),
         "seed": spec.config.seed,
         "views": ["latents", "latent", *(["toy"] if has_toy else [])],
@@ -135,8 +131,13 @@ def _summary(
                 "hasText": bool(inputs.statistics.get("has_text", True)),
                 "perChunk": pages[inputs.key].latents_per_chunk,
                 "columns": list(pages[inputs.key].columns),
+                "index": pages[inputs.key].index,
                 "edges": [float(edge) for edge in inputs.statistics["histogram_edges"]],
                 "groups": plain(str(inputs.statistics.get("group_population") or "")),
+                "misses": plain(str(inputs.statistics.get("near_miss_population") or "")),
+                "association": plain(str(inputs.statistics.get("association") or "")),
+                "positionEdges": list(inputs.statistics.get("position_edges") or []),
+                "positionRows": list(inputs.statistics.get("position_rows") or []),
                 "logits": plain(_logits_text(inputs.statistics)),
             }
             for inputs, shown in zip(saes, overviews, strict=True)

@@ -1,11 +1,16 @@
-"""Rule labels: what one token or one syntax label explains of a latent. Always named rules, never explanations."""
+"""What one token, syntax label or position explains of a latent. Always named rules, never explanations.
+
+The label is the statistics' rule, with its precision and recall. The evaluation scores rules by other definitions;
+they are shown as what they are, below the label.
+"""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sae.report.display import Segment, plain, show_text
+from sae.report.display import Segment, plain, show_text, show_tokens
+from sae.report.numbers import short
 
 DEFINITIONS: dict[str, str] = {
     "top_tenth": "of its top tenth",
@@ -15,6 +20,33 @@ DEFINITIONS: dict[str, str] = {
 """Columns of interpretability.parquet -> what the share is a share of. The first that passes is shown."""
 TITLES = {"top_tenth": "top tenth of activations", "mass": "whole activation mass", "top_20": "20 strongest firings"}
 _KINDS = {"token": "token", "previous token": "after", "label": "syntax"}
+
+
+@dataclass(frozen=True)
+class Label:
+    """The rule that labels a latent."""
+
+    kind: str
+    name: list[Segment]
+    precision: float
+    """Share of the latent's firings that the rule names."""
+    recall: float
+    """Share of what the rule names on which the latent fires."""
+    lift: float
+
+    def dump(self) -> list[Any]:
+        """For the page: [kind, segments of the name, precision, recall]."""
+        return [self.kind, self.name, short(self.precision), short(self.recall)]
+
+
+def latent_label(row: Mapping[str, Any]) -> Label | None:
+    """The label of one row of latents.parquet. None: no rule is precise enough."""
+    if row.get("rule_kind") is None:
+        return None
+    kind = _KINDS.get(row["rule_kind"], plain(row["rule_kind"], 40))
+    token = row["rule_bytes"]
+    name = show_tokens([token])[0] if token is not None else show_text(row["rule_name"])
+    return Label(kind, name, row["rule_precision"], row["rule_recall"], row["rule_lift"])
 
 
 @dataclass(frozen=True)

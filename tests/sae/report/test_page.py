@@ -63,7 +63,7 @@ def test_journey_through_the_views(report: Any, visit: Callable[..., Any]) -> No
     assert page.evaluate("document.activeElement.tagName") == "H1"
     page.keyboard.press("]")
     page.wait_for_function("t => !document.querySelector('#view h1').textContent.endsWith(t)", arg=f" {first}")
-    page.click(".tags a >> nth=0")
+    page.click(".peers a >> nth=0")
     page.go_back()
     page.go_back()
     page.wait_for_selector(f"h1:text-is('Latent {first}')")
@@ -123,7 +123,7 @@ def test_sort_and_search_agree_with_the_table(report: Any, visit: Callable[..., 
 def test_a_bad_part_of_a_query_is_named_and_left_out(report: Any, visit: Callable[..., Any]) -> None:
     page = visit(report.folder).open("#/latents?q=freqq%3E1%20id%3A17")
     wait_results(page, "1 of 300")
-    assert page.text_content(".part.bad") == "freqq>1"
+    assert page.text_content(".part .bad") == "freqq>1"
     assert "no number is called freqq" in page.text_content(".parts")
 
 
@@ -263,7 +263,7 @@ def test_the_toy_page_tells_unions_from_latents(report: Any, visit: Callable[...
 def test_given_activations_show_row_names(sweep_report: Any, visit: Callable[..., Any]) -> None:
     page = visit(sweep_report.folder).open("#/s/toy/latent/0")
     assert page.locator(".contexts .t").first.text_content() == "cat"
-    assert "no rules were scored" in page.text_content(".label-row")
+    assert "given without text" in page.text_content(".label-row")
     page.select_option("#sae-switch", "topk-24")
     wait_results(page, "70")
 

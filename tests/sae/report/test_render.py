@@ -12,9 +12,9 @@ import xxhash
 
 from sae.errors import StoreError
 from sae.report.inputs import unique_keys
-from sae.report.numbers import decimal, percent
+from sae.report.numbers import decimal, percent, wilson
 from sae.report.overview import step_of
-from sae.report.pages import shuffled_order, sparklines, wilson
+from sae.report.pages import shuffled_order, sparklines
 from sae.report.render import render_report
 from sae.report.rules import label_of, rules_of
 from sae.report.tables import README

@@ -1,5 +1,8 @@
 // addresses
 
+/** What an address says beside the view: query, order, columns and page of the list; width and scale of contexts. */
+const STATE = ["q", "sort", "cols", "page", "w", "scale"];
+
 /** @returns {Address} */
 function parseAddress(hash) {
   const [path, search = ""] = hash.replace(/^#\/?/, "").split("?");
@@ -17,13 +20,32 @@ function parseAddress(hash) {
   const id = view === "latent" && /^\d+$/.test(parts[1] || "") ? Number(parts[1]) : -1;
   known = known && (view === "overview" || summary.views.includes(view));
   known = known && (view !== "latent" || (id >= 0 && id < sae.nLatents));
-  return { view, sae, id, rest: parts.slice(1), params, q: params.get("q") || "", sort: params.get("sort") || "", known };
+  const state = Object.fromEntries(STATE.map((name) => [name, params.get(name) || ""]));
+  return { view, sae, id, rest: parts.slice(1), params, ...state, known };
 }
 
-function address(sae, view, { q = "", sort = "" } = {}) {
+/** @param {Object<string, string>} state  what to keep, by the names of STATE; an Address will do */
+function address(sae, view, state = {}) {
   const params = new URLSearchParams();
-  if (q) params.set("q", q);
-  if (sort) params.set("sort", sort);
+  for (const name of STATE) if (state[name]) params.set(name, state[name]);
   const base = summary.saes.length > 1 || view !== "overview" ? `#/s/${sae.key}` : "#/";
   return base + (view === "overview" ? "" : `/${view}`) + (params.size ? `?${params}` : "");
+}
+
+const latentAddress = (sae, id, state) => address(sae, `latent/${id}`, state);
+
+/** How contexts are drawn, without the list they were reached from. */
+const contextState = (at) => ({ w: at.w, scale: at.scale });
+
+/** The latents that prefer a token, as a list. @param {Segment[]} segments */
+const tokenAddress = (sae, segments) => address(sae, "latents", { q: `token:${quoted(flat(segments))}` });
+
+const quoted = (text) => `"${text.replace(/["\\]/g, "\\$&")}"`;
+
+/** Change the address of what is shown without showing it again. @param {Address} at */
+function restate(at, view, changes) {
+  Object.assign(at, changes);
+  const hash = address(at.sae, view, at);
+  history.replaceState(null, "", hash);
+  visited.set(hash, at.entry);
 }

@@ -1,7 +1,6 @@
 // chunks
 
 const CACHED_CHUNKS = 12;
-const CACHED_RESULTS = 8;
 const DTYPES = { u1: Uint8Array, u4: Uint32Array, f4: Float32Array, f8: Float64Array };
 /** @type {Map<string, string>} key -> base64, between a script's run and its load event */
 const delivered = new Map();

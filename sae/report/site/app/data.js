@@ -1,15 +1,20 @@
 // data of one SAE
 
-/** @type {{schema: number, title: string, seed: number, views: string[], labelShard: number, saes: SAEInfo[]}} */
+/** @type {{schema: number, report: string, title: string, seed: number, views: string[], labelShard: number, saes: SAEInfo[]}} */
 let summary;
-/** Latent chunks and results of queries, in order of last use. @type {string[]} */
+/** Latent chunks in order of last use. @type {string[]} */
 const recentChunks = [];
-const recentResults = [];
 
 const column = (sae, name) => once(`data/${sae.key}/col/${name}`, loadColumn);
 
 /** Rule and strongest context of the latents of one shard. @returns {Promise<any[][]>} */
 const labelShard = (sae, shard) => once(`data/${sae.key}/labels/${shard}`, loadJSON);
+
+/** The same of all latents. */
+async function allLabels(sae) {
+  const shards = Math.ceil(sae.nLatents / summary.labelShard);
+  return (await Promise.all(Array.from({ length: shards }, (_, i) => labelShard(sae, i)))).flat();
+}
 
 /** @returns {Promise<{latent: Latent, chunk: LatentChunk}>} */
 async function loadLatent(sae, id) {
@@ -19,14 +24,8 @@ async function loadLatent(sae, id) {
   return { latent: chunk.latents[id - chunk.start], chunk };
 }
 
-/** Lower-case texts to search: rule, peak token, and both with the context. */
-function searchTexts(sae) {
-  return once(`texts:${sae.key}`, async () => {
-    const shards = Math.ceil(sae.nLatents / summary.labelShard);
-    const rows = (await Promise.all(Array.from({ length: shards }, (_, i) => labelShard(sae, i)))).flat();
-    const token = rows.map((row) => plain(row[2]).toLowerCase());
-    const label = rows.map((row) => (row[0] ? `${row[0][0]} ${plain(row[0][1])}`.toLowerCase() : ""));
-    const all = rows.map((row, i) => `${label[i]}\n${plain(row[1])}${plain(row[2])}${plain(row[3])}`.toLowerCase());
-    return { token, label, all };
-  });
+/** Live latents in the shuffled order of the report. @returns {Promise<Uint32Array>} */
+async function liveLatents(sae) {
+  const [order, fired] = await Promise.all([column(sae, "order"), column(sae, "n_fired")]);
+  return order.filter((id) => fired[id] > 0);
 }

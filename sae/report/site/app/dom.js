@@ -49,3 +49,6 @@ function show(segments, limit = 80) {
 
 /** @param {Segment[]} segments */
 const plain = (segments) => segments.map((part) => (typeof part === "string" ? part : part[0])).join("");
+
+/** One line of text in which chips with names stand in ⟨ ⟩, as display.py writes it. @param {Segment[]} segments */
+const flat = (segments) => segments.map((part) => (typeof part === "string" ? part : /^\p{L}/u.test(part[0]) ? `⟨${part[0]}⟩` : part[0])).join("");

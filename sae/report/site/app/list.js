@@ -1,26 +1,44 @@
 // list view
 
+/** What a row can show; `width` is a track of its grid. `column`: a statistic of that name, sorted by a click. */
 const COLUMNS = [
-  { name: "id", title: "#", class: "id" },
-  { name: "context", title: "strongest token in context", class: "context" },
-  { name: "rule", title: "rule", class: "rule", rules: true },
-  { name: "share", title: "share", class: "num wide", sort: true, format: decimal, rules: true },
-  { name: "frequency", title: "fires", class: "num freq", sort: true, format: percent },
-  { name: "n_fired", title: "firings", class: "num wide", sort: true, format: count },
-  { name: "max", title: "max", class: "num wide", sort: true, format: decimal },
-  { name: "mean", title: "mean", class: "num wide", sort: true, format: decimal },
-  { name: "spark", title: "by size", class: "wide" },
+  { name: "id", title: "#", class: "id", width: "64px" },
+  { name: "context", title: "strongest token in context", class: "context", width: "minmax(0, 1fr)" },
+  { name: "rule", title: "rule", class: "rule", width: "minmax(0, 170px)", needs: "precision" },
+  { name: "precision", title: "P", class: "num wide", width: "48px", column: true, format: short2, hint: "precision of the rule: share of the latent's firings" },
+  { name: "recall", title: "R", class: "num wide", width: "52px", column: true, format: short2, hint: "recall of the rule: share of its rows on which the latent fires" },
+  { name: "lift", title: "lift", class: "num wide", width: "56px", column: true, format: decimal, hint: "precision of the rule over its share among all rows" },
+  { name: "share", title: "share", class: "num wide", width: "56px", column: true, format: decimal, hint: "share of the strongest tenth of firings that the best scored rule names" },
+  { name: "frequency", title: "fires", class: "num freq", width: "76px", column: true, format: percent },
+  { name: "n_fired", title: "firings", class: "num wide", width: "76px", column: true, format: count },
+  { name: "max", title: "max", class: "num wide", width: "60px", column: true, format: decimal },
+  { name: "mean", title: "mean", class: "num wide", width: "60px", column: true, format: decimal },
+  { name: "spark", title: "by size", class: "wide", width: "72px", needs: "spark" },
 ];
+const ALWAYS = ["id", "context"];
+const AT_FIRST = ["rule", "precision", "recall", "frequency", "max", "spark"];
+const PAGE_ROWS = 100;
 const narrow = matchMedia("(max-width: 820px)");
 /** What the list shows now; null in other views. @type {?{sae: SAEInfo, move: (by: number) => void, open: () => void}} */
 let list = null;
 
+const offered = (sae) => COLUMNS.filter((one) => sae.columns.includes(one.column ? one.name : one.needs) || (!one.column && !one.needs));
+
+/** @param {Address} at */
+function shownColumns(at) {
+  const wanted = at.cols ? at.cols.split(",") : AT_FIRST;
+  return offered(at.sae).filter((one) => ALWAYS.includes(one.name) || wanted.includes(one.name));
+}
+
 /** @param {Address} at */
 async function listView(at) {
   const { sae } = at;
-  const { ids, terms } = await results(sae, at.q, at.sort);
-  const hasRules = sae.columns.includes("share");
-  const shown = COLUMNS.filter((one) => hasRules || !one.rules);
+  const found = await results(sae, at.q, at.sort);
+  const pages = Math.max(1, Math.ceil(found.ids.length / PAGE_ROWS));
+  const page = at.page ? Math.max(1, Math.min(pages, Number(at.page) || 1)) : 0;
+  const offset = page ? (page - 1) * PAGE_ROWS : 0;
+  const ids = page ? found.ids.subarray(offset, offset + PAGE_ROWS) : found.ids;
+  const shown = shownColumns(at);
   /** @type {Object<string, ArrayLike<number>>} */
   const data = {};
   const shards = new Map();
@@ -31,8 +49,9 @@ async function listView(at) {
   };
   const body = h("div", { class: "rows", role: "rowgroup" });
   const grid = h("div", {
-    class: "grid", role: "grid", "aria-rowcount": ids.length + 1, "aria-label": `Latents of ${sae.name}`,
-  }, h("div", { role: "rowgroup" }, headerRow(at, shown)), body);
+    class: page ? "grid paged" : "grid", role: "grid", "aria-rowcount": found.ids.length + 1, "aria-label": `Latents of ${sae.name}`,
+    style: `--cols: ${shown.map((one) => one.width).join(" ")}`,
+  }, h("div", { role: "rowgroup" }, headerRow(at, found.sort, shown)), body);
   /** @type {Map<number, HTMLElement>} */
   const drawn = new Map();
   let active = 0;
@@ -40,8 +59,8 @@ async function listView(at) {
   const height = () => (narrow.matches ? 64 : 40);
 
   function draw(fresh = false) {
-    const first = Math.max(0, Math.floor(grid.scrollTop / height()) - 6);
-    const last = Math.min(ids.length, first + Math.ceil(grid.clientHeight / height()) + 12);
+    const first = page ? 0 : Math.max(0, Math.floor(grid.scrollTop / height()) - 6);
+    const last = page ? ids.length : Math.min(ids.length, first + Math.ceil(grid.clientHeight / height()) + 12);
     for (const [index, row] of drawn) {
       if (fresh || index < first || index >= last) {
         if (row.contains(document.activeElement) && !fresh) continue;
@@ -53,7 +72,7 @@ async function listView(at) {
       if (drawn.has(index)) continue;
       const row = listRow(at, shown, data, shards, ids[index]);
       row.style.top = `${index * height()}px`;
-      row.setAttribute("aria-rowindex", index + 2);
+      row.setAttribute("aria-rowindex", offset + index + 2);
       row.tabIndex = index === active ? 0 : -1;
       row.addEventListener("focus", () => (active = index));
       drawn.set(index, row);
@@ -87,7 +106,7 @@ async function listView(at) {
     draw();
     const row = drawn.get(active);
     row?.setAttribute("tabindex", "0");
-    row?.focus({ preventScroll: true });
+    row?.focus({ preventScroll: !page });
   }
 
   let waiting = 0;
@@ -96,48 +115,79 @@ async function listView(at) {
     waiting ||= requestAnimationFrame(() => ((waiting = 0), draw()));
   });
   new ResizeObserver(redraw).observe(grid);
-  list = { sae, move, open: () => (location.hash = address(sae, `latent/${ids[active]}`, at)) };
+  list = { sae, move, open: () => (location.hash = latentAddress(sae, ids[active], at)) };
   body.style.height = `${ids.length * height()}px`;
   const scroll = at.entry.scroll || 0;
   at.restore = () => (grid.scrollTop = scroll);
   for (const one of shown) {
-    if (!one.format && one.name !== "spark") continue;
-    column(sae, one.name).then((values) => ((data[one.name] = values), redraw()), report);
+    if (one.column || one.name === "spark") column(sae, one.name).then((values) => ((data[one.name] = values), redraw()), report);
   }
   return [
     h("div", { class: "list-head" },
       h("h1", { tabindex: -1 }, "Latents"),
-      h("span", { id: "n-results", class: "num" }, ids.length === sae.nLatents
-        ? count(ids.length) : `${count(ids.length)} of ${count(sae.nLatents)}`),
-      at.q && h("a", { href: address(sae, "latents", { sort: at.sort }) }, "clear search"),
-      h("span", { class: "note" }, at.sort
-        ? ["sorted by ", at.sort.replace(/^-/, ""), " · ", h("a", { href: address(sae, "latents", { q: at.q }) }, "random order")]
-        : `live latents in random order, seed ${summary.seed}`)),
-    queryParts(terms, ids.length),
+      h("span", { id: "n-results", class: "num" }, found.ids.length === sae.nLatents
+        ? count(found.ids.length) : `${count(found.ids.length)} of ${count(sae.nLatents)}`),
+      h("span", { class: "note" }, found.sort
+        ? ["sorted by ", COLUMNS.find((one) => one.name === found.sort.replace(/^-/, "")).title, " · ", h("a", { href: sortAddress(at, "") }, "random order")]
+        : `live latents in random order, seed ${summary.seed}`),
+      listTools(at, found, shown, page, report)),
+    sae.index.off && h("p", { class: "note", id: "no-index" }, `Search looks at rules, top tokens and their contexts only: ${sae.index.off}.`),
+    queryParts(at, found.parts),
     failed,
-    ids.length ? grid : h("div", { class: "grid" }, noMatches(sae, terms)),
+    ids.length ? grid : h("div", { class: "grid" }, noMatches(sae, found.parts)),
+    page ? pageLinks(at, page, pages) : null,
   ];
 }
 
-function headerRow(at, shown) {
-  return h("div", { class: `row header${shown.length < COLUMNS.length ? " no-share" : ""}`, role: "row", "aria-rowindex": 1 },
+/** The list in another order; an order that the query asked for goes. @param {Address} at */
+function sortAddress(at, sort) {
+  let { q } = at;
+  for (const part of parseQuery(q).reverse()) if (part.sort !== undefined) q = without(q, part);
+  return address(at.sae, "latents", { ...at, q, sort, page: at.page && "1" });
+}
+
+/** Columns, paging, a random one, a link, files. @param {Address} at */
+function listTools(at, found, shown, page, report) {
+  const { sae } = at;
+  const names = new Set(shown.map((one) => one.name));
+  const choose = (event) => {
+    names[event.target.checked ? "add" : "delete"](event.target.value);
+    const cols = offered(sae).filter((one) => names.has(one.name) && !ALWAYS.includes(one.name)).map((one) => one.name).join(",");
+    replaceAddress(address(sae, "latents", { ...at, cols: cols === AT_FIRST.join(",") ? "" : cols || "none" }), "#columns summary");
+  };
+  const save = (kind) => saveLatents(sae, found.ids, shown, kind).catch(report);
+  return h("div", { class: "list-tools" },
+    h("details", { id: "columns", open: at.entry.columnsOpen, ontoggle: (event) => (at.entry.columnsOpen = event.target.open) }, h("summary", {}, "columns"), h("div", { class: "menu" },
+      offered(sae).filter((one) => !ALWAYS.includes(one.name)).map((one) => h("label", {}, h("input", { type: "checkbox", value: one.name, checked: names.has(one.name), onchange: choose }), one.hint ? `${one.title}: ${one.hint}` : one.title)))),
+    h("button", { type: "button", class: "small", id: "paging", "aria-pressed": String(page > 0), onclick: () => replaceAddress(address(sae, "latents", { ...at, page: page ? "" : "1" }), "#paging") }, `pages of ${PAGE_ROWS}`),
+    h("button", { type: "button", class: "small", title: "a random live latent (r)", onclick: randomLatent }, "random"),
+    copyButton("copy link", () => location.href),
+    h("button", { type: "button", class: "small", title: "all matches with the columns shown", onclick: () => save("csv") }, "CSV"),
+    h("button", { type: "button", class: "small", title: "all matches with the columns shown", onclick: () => save("json") }, "JSON"));
+}
+
+function pageLinks(at, page, pages) {
+  const link = (number, text) => (number < 1 || number > pages ? h("span", { "aria-disabled": "true" }, text) : h("a", { href: address(at.sae, "latents", { ...at, page: String(number) }) }, text));
+  return h("nav", { class: "pager pages", "aria-label": "Pages" }, link(page - 1, "◂ previous"), h("span", { class: "note" }, `page ${count(page)} of ${count(pages)}`), link(page + 1, "next ▸"));
+}
+
+function headerRow(at, sort, shown) {
+  return h("div", { class: "row header", role: "row", "aria-rowindex": 1 },
     shown.map((one) => {
-      const name = at.sort.replace(/^-/, "");
-      const mine = name === one.name && (one.sort || one.name === "id");
-      const cell = { role: "columnheader", class: one.class.replace("wide", "").replace("context", ""), "aria-sort": false };
+      const mine = sort.replace(/^-/, "") === one.name;
+      const cell = { role: "columnheader", class: one.class.replace("wide", "").replace("context", ""), title: one.hint, "aria-sort": false };
       const title = one.name === "context" && !at.sae.hasText ? "strongest row" : one.title;
-      if (!one.sort && one.name !== "id") return h("span", { ...cell, class: "note" }, title);
-      cell["aria-sort"] = mine ? (at.sort[0] === "-" ? "descending" : "ascending") : "none";
-      const next = mine && at.sort[0] === "-" ? one.name : mine ? "" : one.name === "id" ? "id" : `-${one.name}`;
-      const go = () => (location.hash = address(at.sae, "latents", { q: at.q, sort: next }));
-      const arrow = mine ? (at.sort[0] === "-" ? " ↓" : " ↑") : "";
-      return h("span", cell, h("button", { type: "button", "data-sort": one.name, onclick: go }, one.title + arrow));
+      if (!one.column && one.name !== "id") return h("span", { ...cell, class: "note" }, title);
+      cell["aria-sort"] = mine ? (sort[0] === "-" ? "descending" : "ascending") : "none";
+      const next = mine && sort[0] === "-" ? one.name : mine ? "" : one.name === "id" ? "id" : `-${one.name}`;
+      const arrow = mine ? (sort[0] === "-" ? " ↓" : " ↑") : "";
+      return h("span", cell, h("button", { type: "button", "data-sort": one.name, onclick: () => (location.hash = sortAddress(at, next)) }, one.title + arrow));
     }));
 }
 
 function listRow(at, shown, data, shards, id) {
   const row = shards.get(Math.floor(id / summary.labelShard))?.[id % summary.labelShard];
-  const href = address(at.sae, `latent/${id}`, at);
+  const href = latentAddress(at.sae, id, at);
   const cells = shown.map((one) => {
     const cell = (...children) => h("span", { role: "gridcell", class: one.class }, ...children);
     if (one.name === "id") return cell(h("a", { href, tabindex: -1 }, id));
@@ -148,7 +198,7 @@ function listRow(at, shown, data, shards, id) {
     return cell(value === undefined ? "" : Number.isNaN(value) ? "–" : one.format(value));
   });
   return h("div", {
-    class: `row${shown.length < COLUMNS.length ? " no-share" : ""}`, role: "row", "data-id": id,
+    class: "row", role: "row", "data-id": id,
     onclick: (event) => event.target.closest("a") || (location.hash = href),
   }, cells);
 }
@@ -164,9 +214,9 @@ function snippet(row) {
   ];
 }
 
-/** @param {?Rule} rule */
+/** @param {?Label} rule */
 function ruleName(rule) {
-  if (!rule) return h("span", { class: "muted" }, "no rule passes");
+  if (!rule) return h("span", { class: "muted" }, "no rule");
   return [`${rule[0]} `, h("code", {}, show(rule[1], 40))];
 }
 
@@ -180,16 +230,22 @@ function spark(values, id) {
   return s("svg", { class: "spark", viewBox: "0 0 72 20", "aria-hidden": "true" }, s("path", { d: path }));
 }
 
-function queryParts(terms, nFound) {
-  if (!terms.some((term) => term.error) && nFound) return null;
-  return h("p", { class: "parts", role: "status" }, terms.filter((term) => !term.or).map((term) => [
-    h("span", { class: `part${term.error ? " bad" : ""}` }, term.text),
-    h("span", { class: "muted" }, term.error ? `${term.error}; left out` : term.keeps === undefined ? "" : `keeps ${count(term.keeps)}`),
-  ]));
+/** The parts of the query, each with a button that takes it out. @param {Address} at @param {Part[]} parts */
+function queryParts(at, parts) {
+  if (!parts.length) return null;
+  return h("p", { class: "parts", role: "status" }, parts.map((part) => {
+    if (part.or) return h("span", { class: "muted" }, "or");
+    const told = part.error ? `${part.error}; left out` : part.note || (part.keeps === undefined ? "" : `keeps ${count(part.keeps)}`);
+    return [
+      h("span", { class: "part" }, h("span", { class: part.error ? "bad" : "" }, part.text),
+        h("a", { href: address(at.sae, "latents", { ...at, q: without(at.q, part) }), title: "take this out", "aria-label": `take out ${part.text}` }, "×")),
+      told && h("span", { class: "muted" }, told),
+    ];
+  }));
 }
 
-function noMatches(sae, terms) {
+function noMatches(sae, parts) {
   return h("p", { class: "empty" }, "No latent matches all of this. ",
-    terms.some((term) => term.field) && !sae.hasText ? "There is no text here: activations were given. " : "",
+    parts.some((part) => part.field || part.kind) && !sae.hasText ? "There is no text here: activations were given. " : "",
     h("a", { href: address(sae, "latents") }, "Show all latents"));
 }

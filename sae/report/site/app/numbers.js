@@ -12,3 +12,8 @@ function decimal(value, digits = 3) {
 
 const percent = (share) => (Number.isFinite(share) ? `${decimal(100 * share)} %` : "n/a");
 const count = (n) => n.toLocaleString("en-US");
+
+/** Two digits, for shares in narrow places. */
+function short2(value) {
+  return decimal(value, 2);
+}

@@ -1,111 +1,91 @@
-// query
+// query: the grammar. What a query's parts mean is in search.js.
 
 const NUMBERS = {
-  freq: "frequency", frequency: "frequency", fires: "n_fired", n_fired: "n_fired",
-  max: "max", mean: "mean", share: "share", p: "share", id: "id",
+  __proto__: null,
+  id: "id", freq: "frequency", frequency: "frequency", fires: "n_fired", n_fired: "n_fired", max: "max", mean: "mean",
+  p: "precision", precision: "precision", r: "recall", recall: "recall", lift: "lift", share: "share",
 };
+const NUMBER_NAMES = "id, freq, fires, max, mean, p, r, lift, share";
+/** Fires less often than this: rare. */
+const RARE = 20;
 const FLAGS = {
+  __proto__: null,
   dead: ["n_fired", (v) => v === 0],
   live: ["n_fired", (v) => v > 0],
+  rare: ["n_fired", (v) => v > 0 && v < RARE],
   dense: ["dense", (v) => v === 1],
-  rule: ["rule", (v) => v === 1],
+  dup: ["duplicate", (v) => v === 1],
+  rule: ["precision", (v) => !Number.isNaN(v)],
+  judged: ["judged", (v) => v],
 };
 const COMPARE = {
   "<": (a, b) => a < b, ">": (a, b) => a > b, "<=": (a, b) => a <= b, ">=": (a, b) => a >= b, "=": (a, b) => a === b,
 };
+/** Fields by name: the texts of search.js, or a kind of the index. */
+const FIELDS = { __proto__: null, label: "label", rule: "label", token: "tokens", logit: "logits", doc: "docs" };
+const PART = /\||-?(?:[a-z]+:)?"(?:[^"\\]|\\.)*"?|-?(?:[a-z]+:)?\/(?:[^/\\]|\\.)+\/i?|[^\s|]+/gi;
 
 /**
  * Space is AND, `|` is OR, a leading `-` negates. Never throws: what is wrong is in `error`.
- * @returns {{text: string, negate?: boolean, or?: boolean, error?: string, column?: string, field?: string,
- *   test?: (value: any, id: number) => boolean}[]}
+ *
+ * A part is one of: `or`; `sort`; a `column` with a `test` of its value; a `field` with a `test` of its text; a `kind`
+ * of the index with the `needle` to look up, `exact` where it was quoted; `near` or `split` with a latent.
+ * @returns {Part[]}
  */
 function parseQuery(text) {
-  const words = text.match(/\||-?(?:\w+:)?"[^"]*"?|-?\/(?:[^/\\]|\\.)+\/i?|[^\s|]+/g) || [];
-  return words.map((word) => {
-    if (word === "|") return { text: word, or: true };
+  return [...text.matchAll(PART)].map((match) => {
+    const [word] = match;
+    const at = { text: word, start: match.index, end: match.index + word.length };
+    if (word === "|") return { ...at, or: true };
     const negate = word.length > 1 && word[0] === "-";
-    return { text: word, negate, ...parseTerm(negate ? word.slice(1) : word) };
+    return { ...at, negate, ...parsePart(negate ? word.slice(1) : word) };
   });
 }
 
-function parseTerm(word) {
+function parsePart(word) {
   const compared = /^([a-z_]+)(<=|>=|<|>|=)(.*)$/i.exec(word);
-  if (compared) {
-    const [, name, sign, value] = compared;
-    const target = NUMBERS[name.toLowerCase()];
-    const limit = value === "" ? NaN : Number(value);
-    if (!target) return { error: `no number is called ${name}; try freq, fires, max, mean, share, id` };
-    if (Number.isNaN(limit)) return { error: `${value || "nothing"} is not a number` };
-    return { column: target, test: (v) => COMPARE[sign](v, limit) };
-  }
+  if (compared) return parseNumber(compared[1].toLowerCase(), compared[2], compared[3]);
   if (/^\d+$/.test(word)) return { column: "id", test: (v) => v === Number(word) };
-  const regex = /^\/(.+)\/(i?)$/.exec(word);
-  if (regex) {
+  const [, prefix, rest] = /^(?:([a-z]+):)?(.*)$/is.exec(word);
+  const name = prefix?.toLowerCase();
+  const regex = /^\/(.+)\/(i?)$/.exec(rest);
+  if (regex && (!name || FIELDS[name] === "label")) {
     try {
       const pattern = new RegExp(regex[1], regex[2]);
       return { field: "label", test: (v) => pattern.test(v) };
     } catch {
-      return { error: "not a regular expression" };
+      return { error: `${rest} is not a regular expression` };
     }
   }
-  const [, name, rest] = /^(?:([a-z]+):)?(.*)$/is.exec(word);
-  const value = rest.replace(/^"|"$/g, "").toLowerCase();
-  if (name === "is") {
-    const flag = FLAGS[value];
-    return flag ? { column: flag[0], test: flag[1] } : { error: `is: takes ${Object.keys(FLAGS).join(", ")}` };
+  const exact = rest[0] === '"';
+  const value = exact ? rest.replace(/^"|(?<!\\)"$/g, "").replace(/\\(.)/g, "$1") : rest;
+  if (name === "is") return FLAGS[value] ? { column: FLAGS[value][0], test: FLAGS[value][1] } : { error: `is: takes ${Object.keys(FLAGS).join(", ")}` };
+  if (name === "sort") return NUMBERS[value.replace(/^-/, "")] ? { sort: value.replace(/[a-z_]+/, (n) => NUMBERS[n]) } : { error: `sort: takes ${NUMBER_NAMES}, with - for the largest first` };
+  if (["id", "near", "split"].includes(name)) {
+    if (!/^\d+$/.test(value)) return { error: `${name}: takes the number of a latent` };
+    return name === "id" ? { column: "id", test: (v) => v === Number(value) } : { [name]: Number(value) };
   }
-  if (name === "id") {
-    return /^\d+$/.test(value) ? { column: "id", test: (v) => v === Number(value) } : { error: "id: takes a number" };
-  }
-  const field = { label: "label", rule: "label", token: "token" }[name];
-  const needle = field ? value : word.replace(/^"|"$/g, "").toLowerCase();
-  return { field: field || "all", test: (v) => v.includes(needle) };
+  const field = FIELDS[name];
+  if (field && !value) return { error: `${name}: takes a word, or a phrase in quotes` };
+  if (field === "label") return { field, test: contains(value) };
+  if (field) return { kind: field, needle: value, exact };
+  if (name && /^[a-z]{2,}$/.test(name) && !exact && NUMBERS[name]) return { error: `${name} is a number: write ${name}>1` };
+  const phrase = name ? word : value; // `http:` and `"a: b"` are texts
+  return exact || !/^[\p{L}\p{N}_]+$/u.test(phrase) ? { field: "all", test: contains(phrase) } : { kind: "words", needle: phrase.toLowerCase() };
 }
 
-/**
- * Ids that match, in the order of `sort` (a column, `-` for descending; empty: the shuffled order of live latents).
- * @returns {Promise<{ids: Uint32Array, terms: any[]}>}
- */
-function results(sae, q, sort) {
-  const key = `results:${sae.key}:${sort}:${q}`;
-  keepLast(recentResults, key, CACHED_RESULTS);
-  return once(key, async () => {
-    const terms = parseQuery(q);
-    for (const term of terms) {
-      if (term.column && term.column !== "id" && !sae.columns.includes(term.column)) {
-        term.error = `this report has no ${term.column}`;
-        term.column = undefined;
-      }
-    }
-    const usable = terms.filter((term) => !term.error);
-    const texts = usable.some((term) => term.field) ? await searchTexts(sae) : null;
-    const tests = await Promise.all(usable.map(async (term) => {
-      if (term.or) return null;
-      const values = term.field ? texts[term.field] : term.column === "id" ? null : await column(sae, term.column);
-      return (id) => Boolean(term.test(values ? values[id] : id)) !== Boolean(term.negate);
-    }));
-    const groups = tests.reduce((all, test) => (test ? all[all.length - 1].push(test) : all.push([]), all), [[]]);
-    const filled = groups.length > 1 ? groups.filter((group) => group.length) : groups;
-    const order = await sorted(sae, sort);
-    const ids = order.filter((id) => filled.some((group) => group.every((test) => test(id))));
-    if (!ids.length) usable.forEach((term, i) => (term.keeps = tests[i] ? order.filter(tests[i]).length : undefined));
-    return { ids, terms };
-  });
+function contains(text) {
+  const needle = text.toLowerCase();
+  return (v) => v.includes(needle);
 }
 
-/** All ids in order; not computed (NaN) comes last. @returns {Promise<Uint32Array>} */
-function sorted(sae, sort) {
-  const name = sort.replace(/^-/, "");
-  if (name !== "id" && !sae.columns.includes(name)) return column(sae, "order");
-  return once(`sorted:${sae.key}:${sort}`, async () => {
-    const ids = Uint32Array.from({ length: sae.nLatents }, (_, i) => i);
-    const values = name === "id" ? ids.slice() : await column(sae, name);
-    const sign = sort[0] === "-" ? -1 : 1;
-    return ids.sort((a, b) => {
-      const [x, y] = [values[a], values[b]];
-      if (x === y) return a - b;
-      if (Number.isNaN(x)) return Number.isNaN(y) ? a - b : 1;
-      return Number.isNaN(y) ? -1 : sign * (x - y);
-    });
-  });
+function parseNumber(name, sign, value) {
+  const target = NUMBERS[name];
+  if (!target) return { error: `no number is called ${name}; there are ${NUMBER_NAMES}` };
+  const limit = /[^%]%$/.test(value) ? Number(value.slice(0, -1)) / 100 : value === "" ? NaN : Number(value);
+  if (Number.isNaN(limit)) return { error: `${value || "nothing"} is not a number` };
+  return { column: target, test: (v) => COMPARE[sign](v, limit) };
 }
+
+/** A query without one of its parts. @param {Part} part */
+const without = (query, part) => `${query.slice(0, part.start)} ${query.slice(part.end)}`.replace(/\s+/g, " ").trim();

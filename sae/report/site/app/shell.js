@@ -8,12 +8,13 @@ const VIEWS = {
 };
 const HELP = [
   ["/", "search"], ["j k", "next, previous row of the list"], ["Enter", "open the row"], ["[ ]", "previous, next latent of the current list"],
-  ["r", "a random live latent"], ["c", "copy the link"], ["t", "theme"], ["← →", "walk the tokens of a focused context"], ["Esc", "back to the list"],
+  ["r", "a random live latent"], ["c", "copy the link"], ["t", "theme"], ["w", "width of the contexts"], ["← →", "walk the tokens of a focused context"], ["Enter", "on such a token: the latents that prefer it"], ["Esc", "back to the list"],
 ];
 const QUERIES = [
-  ["self", "in the rule, the top token or its context"], ['"is not"', "a phrase"], ["token:None label:import", "only in the top token, only in the rule"],
-  ["/^token x/i", "a regular expression on the rule"], ["freq>1e-4 max<20 share>.9 fires>100", "numbers"], ["is:dead is:live is:dense is:rule", "kinds"],
-  ["id:17 or 17", "one latent"], ["-is:dense  a | b", "not; or"],
+  ["self", "a word of the rule, the top token or a strongest context"], ['"is not"', "a phrase, in the strongest context"], ["/^token x/i", "a regular expression on the rule"],
+  ["label:import", "in the rule"], ['token:None token:" is"', "latents that prefer the token; in quotes: exactly this one"], ["logit:None", "latents that raise the token most"], ["doc:parser", "in a strongest context's document"],
+  ["freq>1e-4 max<20 p>.9 r>.5 fires>100", `numbers: ${NUMBER_NAMES}`], ["is:dead", `kinds: ${Object.keys(FLAGS).join(", ")}; rare: fires 1 to ${RARE - 1} times`],
+  ["near:1043", "its nearest decoder rows"], ["id:17 or 17", "one latent"], ["sort:-freq", "largest first"], ["-is:dense  a | b", "not; or"],
 ];
 let current = null;
 let drawing = 0;
@@ -95,19 +96,31 @@ function showHelp() {
 
 async function randomLatent() {
   const { sae } = current;
-  const [order, fired] = await Promise.all([column(sae, "order"), column(sae, "n_fired")]);
-  const live = order.filter((id) => fired[id] > 0);
-  if (live.length) location.hash = address(sae, `latent/${live[Math.floor(Math.random() * live.length)]}`);
+  const live = await liveLatents(sae);
+  if (live.length) location.hash = latentAddress(sae, live[Math.floor(Math.random() * live.length)], contextState(current));
+}
+
+/** The next width of the contexts, by its button. */
+function nextWidth() {
+  const buttons = [...document.querySelectorAll(".widths button")];
+  const pressed = buttons.findIndex((button) => button.getAttribute("aria-pressed") === "true");
+  buttons[(pressed + 1) % buttons.length]?.click();
 }
 
 function search(text) {
   const { sae } = current;
-  const target = address(sae, "latents", { q: text.trim(), sort: current.view === "latents" ? current.sort : "" });
+  const kept = current.view === "latents" ? { sort: current.sort, cols: current.cols, page: current.page && "1" } : {};
+  const target = address(sae, "latents", { ...kept, q: text.trim() });
   if (target === location.hash) return;
-  if (current.view === "latents") {
-    history.replaceState(null, "", target);
-    route();
-  } else if (text.trim()) location.hash = target;
+  if (current.view === "latents") replaceAddress(target);
+  else if (text.trim()) location.hash = target;
+}
+
+/** Go to an address without a step to come back to; `focus`: what has the focus then. */
+async function replaceAddress(target, focus = "") {
+  history.replaceState(null, "", target);
+  await route();
+  if (focus) $(focus)?.focus();
 }
 
 function onKey(event) {
@@ -120,9 +133,10 @@ function onKey(event) {
     "?": showHelp,
     t: switchTheme,
     r: randomLatent,
-    c: () => navigator.clipboard?.writeText(location.href).then(() => ($("#announce").textContent = "link copied"), () => {}),
+    c: () => copyText(location.href).then((done) => ($("#announce").textContent = done ? "link copied" : "the browser does not let this page copy")),
     j: () => list?.move(1),
     k: () => list?.move(-1),
+    w: nextWidth,
     Escape: () => current.view === "latent" && (location.hash = address(current.sae, "latents", current)),
   };
   if (pager) pager.click();
