@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PEERS := .bench/peers
 
-.PHONY: install run test test-all check format bench clean
+.PHONY: install run test test-all check format bench bench-peer-metrics clean
 
 install: $(STAMP)
 
@@ -38,5 +39,15 @@ format: install
 bench: install
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
+# Our measures beside the metric code of SAELens, SAEBench, sparsify and dictionary_learning, in an environment of theirs.
+bench-peer-metrics: install $(PEERS)/.installed
+	$(BIN)/python -m tests.benchmarks.peer_metrics $(PEERS)/bin/python
+
+$(PEERS)/.installed: tests/benchmarks/peers/requirements.txt tests/benchmarks/peers/without-dependencies.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet -r tests/benchmarks/peers/requirements.txt
+	$(PEERS)/bin/pip install --quiet --no-deps -r tests/benchmarks/peers/without-dependencies.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) .pytest_cache .mypy_cache .ruff_cache .hypothesis
