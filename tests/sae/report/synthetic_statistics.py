@@ -216,7 +216,7 @@ def _rules(
     for row, code in enumerate(kind.tolist()):
         name, token = None, None
         if n_fired[row] >= 5 and code == 3:
-            name, figures[row] = "position 0", (0.8, 0.9, 60.0)
+            name, figures[row] = "0", (0.8, 0.9, 60.0)
         elif n_fired[row] >= 5 and code in best and best[code][1][row] >= 0.5:
             value, precision, recall = (column[row] for column in best[code])
             token = text.vocabulary[value] if code < 2 else None

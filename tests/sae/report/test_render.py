@@ -59,10 +59,11 @@ def test_every_query_of_the_readme_runs(sweep_report: Any, monkeypatch: pytest.M
     duckdb = pytest.importorskip("duckdb")
     monkeypatch.chdir(sweep_report.folder / "tables")
     queries = re.findall(r"```sql\n(.*?)```", README, re.DOTALL)
-    assert len(queries) == 4
+    assert len(queries) == 10
     rows = [duckdb.sql(query).fetchall() for query in queries]
-    assert all(rows)
-    assert [row[0] for row in rows[1]] == ["topk-24"]
+    assert all(rows), [query for query, found in zip(queries, rows, strict=True) if not found]
+    assert [row[0] for row in rows[2]] == ["topk-24"]
+    assert {row[1:3] for row in rows[7]} == {(11, 12)}
 
 
 def test_tables_hold_all_latents_of_all_saes_under_their_keys(sweep_report: Any) -> None:
