@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 
 from sae.errors import PipelineError
 from sae.serve import bodies
@@ -66,10 +66,15 @@ def make_app(site: Site, live: Live, work: Work, host: str) -> Starlette:
 
     return Starlette(
         routes=[
-            Route("/api/info", info, methods=["GET"]),
-            Route("/api/latents", computed(TextLatents, text_latents), methods=["POST"]),
-            Route("/api/latent", computed(TextLatent, text_latent), methods=["POST"]),
-            Route("/api/generate", computed(Generation, generate), methods=["POST"]),
+            Mount(
+                "/api",
+                routes=[
+                    Route("/info", info, methods=["GET"]),
+                    Route("/latents", computed(TextLatents, text_latents), methods=["POST"]),
+                    Route("/latent", computed(TextLatent, text_latent), methods=["POST"]),
+                    Route("/generate", computed(Generation, generate), methods=["POST"]),
+                ],
+            ),
             Route("/{path:path}", serve_file, methods=["GET"]),
         ],
         middleware=[Middleware(Guard, host=host)],
@@ -151,9 +156,11 @@ def _refused(_request: Request, err: Exception) -> Response:
 def _http_error(request: Request, err: Exception) -> Response:
     """Starlette's own: an unknown path, a wrong method."""
     assert isinstance(err, HTTPException)
-    allowed = (err.headers or {}).get("Allow")
-    what = f"{request.method[:20]} is not allowed" if err.status_code == 405 else err.detail
-    refused = Refused(err.status_code, what, "method", f"Use {allowed}" if allowed else "See api/info")
+    if err.status_code == 405:
+        allowed = (err.headers or {}).get("Allow", "")
+        refused = Refused(405, f"{request.method[:20]} is not allowed", "method", f"Use {allowed}")
+    else:
+        refused = Refused(err.status_code, err.detail, "path", "The calls are info, latents, latent and generate")
     return JSONResponse(refused.body, err.status_code, err.headers)
 
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from sae.config import FrozenConfig
@@ -18,22 +18,14 @@ MAX_STRENGTH = 1e6
 MAX_SEED = (1 << 63) - 1
 
 
-def _check_unicode(text: str) -> str:
-    """JSON can spell half a surrogate pair, which is no character and no tokenizer takes."""
-    if any(0xD800 <= ord(char) <= 0xDFFF for char in text):
-        raise ValueError("holds half a surrogate pair, which is no character")
-    return text
-
-
-Text = Annotated[str, AfterValidator(_check_unicode)]
 Strength = Annotated[float, Field(ge=-MAX_STRENGTH, le=MAX_STRENGTH, allow_inf_nan=False)]
-Latent = Annotated[int, Field(ge=0)]
+Latent = Annotated[int, Field(ge=0, lt=1 << 31)]
 
 
 class TextLatents(FrozenConfig):
     """POST api/latents: the strongest latents on every token."""
 
-    text: Text = Field(min_length=1)
+    text: str = Field(min_length=1)
     sae: str
     top: int = Field(8, ge=1, le=MAX_TOP)
 
@@ -41,7 +33,7 @@ class TextLatents(FrozenConfig):
 class TextLatent(FrozenConfig):
     """POST api/latent: one latent's activation on every token."""
 
-    text: Text = Field(min_length=1)
+    text: str = Field(min_length=1)
     sae: str
     latent: Latent
 
@@ -63,7 +55,7 @@ class Intervention(FrozenConfig):
 class Generation(FrozenConfig):
     """POST api/generate: text with and without interventions."""
 
-    prompt: Text
+    prompt: str
     sae: str
     n_tokens: int = Field(24, ge=1, le=MAX_NEW_TOKENS)
     temperature: float = Field(0, ge=0, le=10, allow_inf_nan=False)

@@ -13,6 +13,7 @@ from sae.serve.work import Work
 
 BACKLOG = 2048
 """Connections that the system accepts before the server has looked at them."""
+MAX_PORT = 65_535
 OPEN_FILES = 8192
 """Connections are files, and a shell's usual limit is 1,024."""
 GRACE_SECONDS = 5
@@ -24,6 +25,8 @@ def open_socket(host: str, port: int) -> socket.socket:
 
     Raises: ConfigError when the address cannot be used.
     """
+    if not 0 <= port <= MAX_PORT:  # getaddrinfo would take the remainder
+        raise ConfigError(f"cannot listen on {host}:{port}: a --port is a number from 0 (any free one) to {MAX_PORT}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind, protocol)
