@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from sae.errors import StoreError
 from sae.report.config import ReportedSAE, ReportSpec
+from sae.report.model_labels import with_model_labels
 from sae.report.rules import DEFINITIONS
 from sae.store import records
 from sae.store.filesystem import Storage
@@ -57,7 +58,8 @@ class SAEInputs:
     concepts: dict[str, Any] | None
     statistics: dict[str, Any]
     latents: pa.Table
-    """latents.parquet, sorted by id, with the columns of interpretability.parquet (null where a unit has no score)."""
+    """latents.parquet, sorted by id, with the columns of interpretability.parquet (null where a unit has no score) and
+    a model's labels (null where none was asked)."""
     examples: Path
     rows: Path | None
     """rows.parquet: a sample of rows with the latents that fire on each; the same rows for every SAE of a run."""
@@ -102,6 +104,7 @@ def _read(key: str, entry: ReportedSAE, open_artefact: Callable[[str], tuple[rec
     record, sae = open_artefact(entry.sae)
     evaluation, statistics = open_artefact(entry.evaluation)[1], open_artefact(entry.statistics)[1]
     untrained = open_artefact(entry.untrained_evaluation)[1] if entry.untrained_evaluation else None
+    labels = open_artefact(entry.labels)[1] / "labels.parquet" if entry.labels else None
     latents = _complete(pq.read_table(statistics / "latents.parquet").sort_by("latent"))
     if latents["latent"].to_pylist() != list(range(latents.num_rows)):
         raise StoreError(f"{entry.statistics}: latents.parquet does not hold every latent exactly once")
@@ -116,7 +119,7 @@ def _read(key: str, entry: ReportedSAE, open_artefact: Callable[[str], tuple[rec
         untrained=_json(untrained / "evaluation.json") if untrained else None,
         concepts=_json(evaluation / "concepts.json") if (evaluation / "concepts.json").exists() else None,
         statistics=_json(statistics / "statistics.json"),
-        latents=_with_rules(latents, pq.read_table(rules) if rules.exists() else None),
+        latents=with_model_labels(_with_rules(latents, pq.read_table(rules) if rules.exists() else None), labels),
         examples=statistics / "examples.parquet",
         rows=_existing(statistics / "rows.parquet"),
         passages=_existing(statistics / "passages.parquet"),

@@ -9,6 +9,7 @@ from typing import Any
 from sae.report import chunks
 from sae.report.display import Segment, show_text, show_tokens
 from sae.report.examples import Context, Token, frozen
+from sae.report.model_labels import model_label
 from sae.report.numbers import short, wilson
 from sae.report.rules import latent_label, rules_of
 
@@ -56,6 +57,7 @@ def _latent_object(latent: Latent, n_rows: int, dictionary: dict[Token, int]) ->
         "dense": bool(row["dense"]),
         "duplicate": row["duplicate_of"],
         "label": label.dump() if label else None,
+        "model": model_label(row),
         "rules": [rule.dump() for rule in rules_of(row)],
         "tokens": _counted(row, "token", _token_indices(row, "tokens", "token_bytes", dictionary)),
         "previous": _counted(row, "previous", _token_indices(row, "previous_tokens", "previous_bytes", dictionary)),

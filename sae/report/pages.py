@@ -18,6 +18,7 @@ from sae.report.display import Segment
 from sae.report.examples import Context, iter_examples
 from sae.report.inputs import SAEInputs
 from sae.report.latents import Latent, encode_latents
+from sae.report.model_labels import model_words
 from sae.report.rules import latent_label
 from sae.report.words import LatentIndex
 from sae.store.order import philox
@@ -131,9 +132,10 @@ def _iter_latents(inputs: SAEInputs) -> Iterator[Latent]:
 
 
 def _label_row(latent: Latent, top: Context | None) -> list[Any]:
-    """What the list shows and searches: [rule or 0, segments before, at and after the strongest firing]."""
+    """What the list shows and searches: [rule or 0, segments before, at and after the strongest firing], and a model's
+    explanation where there is one."""
     label = latent_label(latent.row)
-    return [label.dump() if label else 0, *(snippet(top) if top else ([], [], []))]
+    return [label.dump() if label else 0, *(snippet(top) if top else ([], [], [])), *model_words(latent.row)]
 
 
 def snippet(context: Context) -> tuple[list[Segment], list[Segment], list[Segment]]:

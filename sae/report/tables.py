@@ -31,6 +31,9 @@ has a column `sae`: the SAE's name in the page's addresses.
   `neighbour_cosines` (decoder).
 - Directions: `neurons` (dimensions of the hook point) with `neuron_weights` (cosine with the decoder row);
   `logits_up`, `logits_down` (token ids) with `_values` and `_bytes`.
+- A model's words, where one was asked: `model_name`, `model_explanation` or `model_error`; how well they tell where
+  the latent fires: `model_detection`, `model_fuzzing` (balanced accuracy, chance is .5) with `_low`, `_high` (95 %) and
+  `_n` (answers).
 - Scored rules: `top_tenth_`, `mass_`, `top_20_` each with `kind`, `name`, `share` and `passes` (null: too few firings
   for a score).
 

@@ -11,7 +11,8 @@
  * @typedef {{value: number, peak: number, at: [string, string, number, number], tokens: number[], firing: number[]}} Context
  * @typedef {{id: number, n: number[], frequency: number, interval: [number, number], mean: ?number, max: ?number,
  *   quartiles: (?number)[], histogram: number[], dense: boolean, duplicate: ?number,
- *   label: ?Label, rules: Rule[], tokens: Counted[], previous: Counted[], syntax: Counted[], positions: number[],
+ *   label: ?Label, model: ?[string, ?Segment[], string, ?number[], ?number[]], rules: Rule[],
+ *   tokens: Counted[], previous: Counted[], syntax: Counted[], positions: number[],
  *   coactive: [number, number, number, number][], neighbours: [number, number][], neurons: [number, number][],
  *   up: any[], down: any[], groups: Object<string, Context[]>}} Latent
  * @typedef {{schema: number, start: number, tokens: any[][], bytes: Object<string, string>,
