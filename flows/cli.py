@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 # Nothing here may import torch: its threads read their settings from the environment when it is loaded.
@@ -55,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from flows.serve import serve
 
             serve(options.uri, options.host, options.port)
+        elif getattr(options, "judgements", None):
+            _print_judgements(options.judgements)
         else:
             _run(options)
     except WorkerCrash as err:
@@ -96,6 +99,13 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--only", choices=STAGES, help="run this stage alone, on what the store has")
         command.add_argument("--refresh", choices=STAGES, help="compute this stage and what follows again")
         command.add_argument("--json", action="store_true", help="end stdout with one line of JSON")
+        if name == "report":
+            command.add_argument(
+                "--judgements",
+                action="append",
+                metavar="FILE",
+                help="only print the table of verdicts that a report's judge mode exported; may be repeated",
+            )
         command.add_argument("--verbose", action="store_true", help="show Prefect's and third-party logs")
     commands.add_parser("recipes", help="the named configurations")
     show = commands.add_parser("show", help="what an artefact is, from what, when; sizes and metrics")
@@ -113,6 +123,12 @@ def _print_recipes() -> None:
 
     for name, recipe in RECIPES.items():
         print(f"{name:<14} {(recipe.__doc__ or '').splitlines()[0]}")
+
+
+def _print_judgements(files: Sequence[str]) -> None:
+    from sae.report.judgements import judgement_table, read_judgements
+
+    print("\n".join(judgement_table([read_judgements(Path(file)) for file in files])))
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -262,6 +262,7 @@ def _examples_table(
             value = _REFERENCE[((low + width * (1 - place)) * (len(_REFERENCE) - 1)).astype(np.int64)]
         parts.append((latent, np.full(len(latent), code), rank, value * latents.scale[latent]))
     latent, group, rank, value = (np.concatenate(column) for column in zip(*parts, strict=True))
+    value = np.minimum(value, _quantile(latents.n_fired[latent], 0) * latents.scale[latent])
     order = np.lexsort((rank, group, latent))
     latent, group, rank, value = (column[order] for column in (latent, group, rank, value.astype(np.float32)))
     names = np.array(list(sizes))

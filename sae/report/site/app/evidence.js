@@ -18,7 +18,7 @@ function statistics(at, latent, chunk, readout) {
     countedSection("Syntax", sae.association, latent.syntax, (name) => show(name, 24)),
     latent.positions.length && !dead ? positionSection(sae, latent) : null,
     peerSection(at, "Fires together with", "share of its firings on which the other fires, and lift", latent.coactive.map(([id, lift, share, n]) =>
-      ({ id, figures: [percent(share, 2), `× ${decimal(lift)}`], title: `together on ${count(n)} sampled rows` }))),
+      ({ id, figures: [percent(share), `× ${decimal(lift)}`], title: `together on ${count(n)} sampled rows` }))),
     peerSection(at, "Neighbours", "decoder cosine", latent.neighbours.map(([id, cosine]) => ({ id, figures: [decimal(cosine, 2)] }))),
     latent.neurons.length ? section("Neurons", "dimensions of the hook point by cosine with the decoder row", h("p", { class: "tags" }, latent.neurons.map(([dimension, weight]) =>
       h("span", {}, `${dimension} `, h("b", {}, signed(weight)))))) : null,

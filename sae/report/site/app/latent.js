@@ -11,15 +11,17 @@ async function latentView(at) {
   return [
     h("div", { class: "title-row" },
       h("h1", { tabindex: -1 }, `Latent ${at.id}`),
-      h("span", { class: "badge" }, dead ? "dead" : latent.dense ? "dense" : "live"),
+      h("span", { class: "badge" }, dead ? "dead" : latent.dense ? "dense" : latent.n[0] < RARE ? "rare" : "live"),
       copyButton("copy link", () => location.href),
+      steerLink(at),
       at.q || at.sort ? h("a", { class: "note", href: address(sae, "latents", at) }, "back to the list") : null,
       pager),
     h("p", { class: "label-row" }, labelText(sae, latent)),
+    modelLabel(latent),
     banners(at, latent),
     h("div", { class: dead ? "latent silent" : "latent" },
       !dead && contextColumn(at, `latent/${at.id}`, latent, chunk, readout),
-      h("aside", { "aria-label": "Statistics" }, statistics(at, latent, chunk, readout))),
+      h("aside", { "aria-label": "Statistics" }, statistics(at, latent, chunk, readout), splitsSection(sae, latent))),
   ];
 }
 

@@ -161,6 +161,7 @@ function listTools(at, found, shown, page, report) {
       offered(sae).filter((one) => !ALWAYS.includes(one.name)).map((one) => h("label", {}, h("input", { type: "checkbox", value: one.name, checked: names.has(one.name), onchange: choose }), one.hint ? `${one.title}: ${one.hint}` : one.title)))),
     h("button", { type: "button", class: "small", id: "paging", "aria-pressed": String(page > 0), onclick: () => replaceAddress(address(sae, "latents", { ...at, page: page ? "" : "1" }), "#paging") }, `pages of ${PAGE_ROWS}`),
     h("button", { type: "button", class: "small", title: "a random live latent (r)", onclick: randomLatent }, "random"),
+    h("a", { class: "small", href: address(sae, "judge"), title: "say of 30 random latents how clear they are, without seeing their rules" }, "judge"),
     copyButton("copy link", () => location.href),
     h("button", { type: "button", class: "small", title: "all matches with the columns shown", onclick: () => save("csv") }, "CSV"),
     h("button", { type: "button", class: "small", title: "all matches with the columns shown", onclick: () => save("json") }, "JSON"));
@@ -192,7 +193,7 @@ function listRow(at, shown, data, shards, id) {
     const cell = (...children) => h("span", { role: "gridcell", class: one.class }, ...children);
     if (one.name === "id") return cell(h("a", { href, tabindex: -1 }, id));
     if (one.name === "context") return cell(row ? snippet(row) : "");
-    if (one.name === "rule") return cell(row ? ruleName(row[0]) : "");
+    if (one.name === "rule") return cell(row ? rowLabel(row) : "");
     if (one.name === "spark") return cell(data.spark ? spark(data.spark, id) : "");
     const value = data[one.name]?.[id];
     return cell(value === undefined ? "" : Number.isNaN(value) ? "–" : one.format(value));

@@ -23,7 +23,7 @@ const COMPARE = {
 };
 /** Fields by name: the texts of search.js, or a kind of the index. */
 const FIELDS = { __proto__: null, label: "label", rule: "label", token: "tokens", logit: "logits", doc: "docs" };
-const PART = /\||-?(?:[a-z]+:)?"(?:[^"\\]|\\.)*"?|-?(?:[a-z]+:)?\/(?:[^/\\]|\\.)+\/i?|[^\s|]+/gi;
+const QUERY_PART = /\||-?(?:[a-z]+:)?"(?:[^"\\]|\\.)*"?|-?(?:[a-z]+:)?\/(?:[^/\\]|\\.)+\/i?|[^\s|]+/gi;
 
 /**
  * Space is AND, `|` is OR, a leading `-` negates. Never throws: what is wrong is in `error`.
@@ -33,7 +33,7 @@ const PART = /\||-?(?:[a-z]+:)?"(?:[^"\\]|\\.)*"?|-?(?:[a-z]+:)?\/(?:[^/\\]|\\.)
  * @returns {Part[]}
  */
 function parseQuery(text) {
-  return [...text.matchAll(PART)].map((match) => {
+  return [...text.matchAll(QUERY_PART)].map((match) => {
     const [word] = match;
     const at = { text: word, start: match.index, end: match.index + word.length };
     if (word === "|") return { ...at, or: true };

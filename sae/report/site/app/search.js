@@ -8,12 +8,12 @@ const SHORTEST_PREFIX = 2;
 /** A part of a query that this report cannot answer. */
 class PartError extends Error {}
 
-/** Lower-case texts by latent, from the labels: rule, token at the strongest firing, and both with their context. */
+/** Lower-case texts by latent, from the labels: rule and model's words, token at the strongest firing, and all with their context. */
 function searchTexts(sae) {
   return once(`texts:${sae.key}`, async () => {
     const rows = await allLabels(sae);
     const token = rows.map((row) => plain(row[2]).toLowerCase());
-    const label = rows.map((row) => (row[0] ? `${row[0][0]} ${plain(row[0][1])}`.toLowerCase() : ""));
+    const label = rows.map((row) => `${row[0] ? `${row[0][0]} ${plain(row[0][1])}` : ""}\n${plain(row[4] || [])}`.trim().toLowerCase());
     const all = rows.map((row, i) => `${label[i]}\n${plain(row[1])}${plain(row[2])}${plain(row[3])}`.toLowerCase());
     return { token, label, all };
   });
@@ -67,7 +67,10 @@ async function nearTest(sae, id) {
 }
 
 async function splitTest(sae, id) {
-  throw new PartError("no splits were computed: they compare two SAEs of a report");
+  if (id >= sae.nLatents) throw new PartError(`there are latents 0 to ${sae.nLatents - 1}`);
+  if (!comparedWith(sae).length) throw new PartError("no splits were computed: they compare two SAEs of a report");
+  const family = new Set(await splitIds(sae, id));
+  return (other) => family.has(other);
 }
 
 /** @param {Part} part */
