@@ -8,6 +8,7 @@ from typing import Any
 
 from prefect import flow
 
+from flows.artifacts import publish_artifacts
 from flows.extract import extract
 from flows.recipes import default
 from flows.repair import Outcomes, run_repairing
@@ -17,6 +18,7 @@ from flows.stages import FLOW_STAGES, Stage
 from flows.train import train
 from sae.plan import PipelineConfig, make_plan
 from sae.preflight import check_explainer, check_plan
+from sae.store.filesystem import Storage
 
 
 @flow(name="pipeline", flow_run_name="pipeline: {config.report.title}", result_serializer="json")
@@ -43,6 +45,9 @@ def pipeline(
         for each in (extract, train, report):
             if only is None or only in FLOW_STAGES[each.name]:
                 outcomes += each(config, only, refresh, repair)
+        if only in (None, "report"):
+            # The report flow has them as well; who opens this run looks for them here.
+            publish_artifacts(Storage(config.execution.root), make_plan(config))
 
     return run_repairing(None, only, repair, go)
 

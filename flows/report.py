@@ -3,9 +3,8 @@
 from typing import Any
 
 from prefect import flow
-from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
-from flows.headline import headline_markdown, headlines
+from flows.artifacts import publish_artifacts, report_uri
 from flows.lineage import lineage_of
 from flows.repair import Outcomes, run_repairing
 from flows.run import Run, raise_if_missing
@@ -18,7 +17,6 @@ from sae.preflight import check_explainer
 from sae.statistics.config import StatisticsSpec
 from sae.statistics.statistics import count_parts
 from sae.statistics.tree import merge_levels
-from sae.store.records import require_record
 from tasks import report as tasks
 
 
@@ -57,15 +55,8 @@ def _report(run: Run, plan: Plan) -> None:
     if run.wants("report") and plan.report is not None:
         lineage = lineage_of(run.storage, plan)
         run.do("report", tasks.render_report, [plan.report], lineage=lineage)
-        run.tell("report", report_uri(run, plan))
-        _artifacts(run, plan)
-
-
-def report_uri(run: Run, plan: Plan) -> str:
-    """Where the report's first page is."""
-    assert plan.report
-    record = require_record(run.storage, plan.report.ref)
-    return run.storage.uri(record.path("index.html"))
+        run.tell("report", report_uri(run.storage, plan))
+        publish_artifacts(run.storage, plan)
 
 
 def _statistics(run: Run, spec: StatisticsSpec) -> None:
@@ -94,14 +85,3 @@ def _labels(run: Run, plan: Plan) -> None:
                 run.do("labels", tasks.label_latents, [labels], part=part, explainer=explainer)
         run.do("labels", tasks.merge_labels, [labels])
     run.tell("labels", "explanations by a model, with detection and fuzzing scores")
-
-
-def _artifacts(run: Run, plan: Plan) -> None:
-    """What Prefect's UI shows of the run: headline, tasks, a link."""
-    rows = headlines(run.storage, plan)
-    create_markdown_artifact(markdown=headline_markdown(rows), key="sae-headline", description="Headline metrics")
-    create_table_artifact(table=rows, key="sae-metrics", description="Headline metrics per SAE")
-    uri = report_uri(run, plan)
-    create_link_artifact(
-        link=f"file://{uri}" if run.storage.is_local else uri, link_text="report", key="sae-report", description=uri
-    )

@@ -7,6 +7,7 @@ dark theme. Every chart carries its data as a table: for screen readers, and for
 import html
 import importlib
 import itertools
+import json
 import math
 import re
 from dataclasses import dataclass, field
@@ -31,7 +32,12 @@ _VARIABLES = {
     "#f00d04": "var(--mark)",
     **{f"#f00d1{step}": f"var(--a{step})" for step in range(1, 7)},
 }
-_TEXT, _MUTED, _LINE, _MARK = list(_VARIABLES)[:4]
+_LIGHT = (
+    *("#1b1f24", "#57606a", "#dfe3e8", "#b5651d"),
+    *("#fff1de", "#fce0be", "#facf9e", "#f7bc7d", "#f4a95a", "#f1952f"),
+)
+"""What the variables are in the light theme (style/base.css)."""
+TEXT, MUTED, LINE, MARK = list(_VARIABLES)[:4]
 _STEPS = list(_VARIABLES)[4:]
 
 
@@ -71,6 +77,19 @@ def render_svg(chart: Chart) -> str | None:
     )
 
 
+def render_png(chart: Chart) -> bytes | None:
+    """The chart as a PNG in the light theme, for places without the page's stylesheet; None without vl-convert."""
+    try:
+        vl_convert = importlib.import_module("vl_convert")
+    except ImportError:
+        return None
+    spec = json.dumps(chart.spec | {"background": "#ffffff"})
+    for placeholder, colour in zip(_VARIABLES, _LIGHT, strict=True):
+        spec = spec.replace(f'"{placeholder}"', f'"{colour}"')
+    png: bytes = vl_convert.vegalite_to_png(spec, vl_version="6.4", scale=2)
+    return png
+
+
 def density_chart(frequency: np.ndarray, n_rows: int) -> Chart:
     """Histogram of log10 firing frequency of the live latents. frequency: [d_sae]."""
     live = frequency[frequency > 0]
@@ -79,12 +98,12 @@ def density_chart(frequency: np.ndarray, n_rows: int) -> Chart:
         {"from": float(low), "to": float(high), "n": int(n)}
         for low, high, n in zip(edges[:-1], edges[1:], counts, strict=True)
     ]
-    spec = _spec(
+    spec = spec_of(
         values,
-        {"type": "bar", "color": _MARK, "binSpacing": 1},
-        x={**_x("from", "log₁₀ firing frequency", _half_decades(edges)), "bin": {"binned": True, "step": _BIN}},
+        {"type": "bar", "color": MARK, "binSpacing": 1},
+        x={**x_axis("from", "log₁₀ firing frequency", _half_decades(edges)), "bin": {"binned": True, "step": _BIN}},
         x2={"field": "to"},
-        y=_y("n", "latents"),
+        y=y_axis("n", "latents"),
     )
     return Chart(
         "Firing frequency",
@@ -108,12 +127,12 @@ def activation_chart(frequency: np.ndarray, mean_act: np.ndarray) -> Chart:
         for i, j in np.argwhere(counts > 0)
     ]
     steps = _STEPS[-len(limits) - 1 :]
-    spec = _spec(
+    spec = spec_of(
         values,
         {"type": "rect"},
-        x={**_x("x", "log₁₀ firing frequency", _half_decades(x_edges)), "scale": {"zero": False, "nice": False}},
+        x={**x_axis("x", "log₁₀ firing frequency", _half_decades(x_edges)), "scale": {"zero": False, "nice": False}},
         x2={"field": "x2"},
-        y={**_y("y", "log₁₀ mean activation"), "scale": {"zero": False, "nice": False}},
+        y={**y_axis("y", "log₁₀ mean activation"), "scale": {"zero": False, "nice": False}},
         y2={"field": "y2"},
         color={
             "field": "n",
@@ -153,32 +172,57 @@ def training_charts(metrics: pa.Table) -> list[Chart]:
     return charts
 
 
-def sweep_chart(points: list[dict[str, Any]]) -> Chart:
-    """FVU against L0 of all SAEs of the report. points: {"name", "l0", "fvu", "low", "high"}."""
-    base = _spec(
+SWEEP_MEASURES = {
+    "fvu": ("FVU", "FVU"),
+    "increase": ("CE increase", "CE increase, nats"),
+}
+"""Measure -> its name, and the title of its axis."""
+
+
+def sweep_chart(points: list[dict[str, Any]], measure: str = "fvu") -> Chart:
+    """A measure against L0 of all SAEs of the report, with the Pareto line.
+
+    Args:
+        points: {"name", "l0", the measure, "low", "high"} each.
+        measure: of SWEEP_MEASURES.
+    """
+    name, title = SWEEP_MEASURES[measure]
+    front = pareto(points, measure)
+    base = spec_of(
         points,
-        {"type": "point", "filled": True, "size": 60, "color": _MARK, "opacity": 1},
-        x={**_x("l0", "L0 (log)"), "scale": {"type": "log", "nice": False, "padding": 24}},
-        y={**_y("fvu", "FVU"), "scale": {"zero": False}},
+        {"type": "point", "filled": True, "size": 60, "color": MARK, "opacity": 1},
+        x={**x_axis("l0", "L0 (log)"), "scale": {"type": "log", "nice": False, "padding": 24}},
+        y={**y_axis(measure, title), "scale": {"zero": False}},
     )
     x, y = base["encoding"]["x"], base["encoding"]["y"]
-    name = {"field": "name", "type": "nominal"}
+    line = {"type": "line", "color": MARK, "strokeWidth": 1, "strokeDash": [4, 3], "interpolate": "step-after"}
     base["layer"] = [
-        {"mark": {"type": "rule", "color": _MUTED}, "encoding": {"y": y | {"field": "low"}, "y2": {"field": "high"}}},
+        {"data": {"values": front}, "mark": line},
+        {"mark": {"type": "rule", "color": MUTED}, "encoding": {"y": y | {"field": "low"}, "y2": {"field": "high"}}},
         {"mark": base.pop("mark")},
         {
-            "mark": {"type": "text", "dy": -10, "color": _TEXT, "fontSize": 11},
-            "encoding": {"text": name},
+            "mark": {"type": "text", "dy": -10, "color": TEXT, "fontSize": 11},
+            "encoding": {"text": {"field": "name", "type": "nominal"}},
         },
     ]
     base["encoding"] = {"x": x, "y": y}
     return Chart(
-        "Sweep: FVU against L0",
-        "one point per SAE with its 95 % interval; lower left is better",
+        f"Sweep: {name} against L0",
+        "one point per SAE with its 95 % interval; lower left is better; the dashed line joins those that no other "
+        "beats in both",
         base,
-        ("SAE", "L0", "FVU"),
-        [(str(p["name"]), decimal(p["l0"]), decimal(p["fvu"])) for p in points],
+        ("SAE", "L0", name, "on the line"),
+        [(str(p["name"]), decimal(p["l0"]), decimal(p[measure]), "yes" if p in front else "no") for p in points],
     )
+
+
+def pareto(points: list[dict[str, Any]], measure: str) -> list[dict[str, Any]]:
+    """The points that no other equals or beats in both L0 and the measure, by L0."""
+    front: list[dict[str, Any]] = []
+    for point in sorted(points, key=lambda p: (p["l0"], p[measure])):
+        if not front or point[measure] < front[-1][measure]:
+            front.append(point)
+    return front
 
 
 def _curve(tokens: list[int], values: list[float], title: str, description: str) -> Chart:
@@ -194,20 +238,20 @@ def _curve(tokens: list[int], values: list[float], title: str, description: str)
     million = tokens[-1] >= 1_000_000
     unit = 1.0 if million else 1e3
     points = [{"x": p["x"] * unit, "y": p["y"]} for p in points]
-    spec = _spec(
+    spec = spec_of(
         points,
-        {"type": "line", "color": _MARK, "strokeWidth": 1.5},
-        x={**_x("x", "million tokens" if million else "thousand tokens"), "scale": {"nice": False}},
-        y=_y("y", None) | {"scale": {"domain": [0, max([p["y"] for p in points]) or 1], "nice": True}},
+        {"type": "line", "color": MARK, "strokeWidth": 1.5},
+        x={**x_axis("x", "million tokens" if million else "thousand tokens"), "scale": {"nice": False}},
+        y=y_axis("y", None) | {"scale": {"domain": [0, max([p["y"] for p in points]) or 1], "nice": True}},
     )
     end = {"values": [{"x": last["x"] * unit, "y": last["y"], "label": decimal(last["y"])}]}
     encoding = spec["encoding"]
     spec["layer"] = [
         {"mark": spec.pop("mark")},
-        {"data": end, "mark": {"type": "point", "filled": True, "size": 30, "color": _MARK, "opacity": 1}},
+        {"data": end, "mark": {"type": "point", "filled": True, "size": 30, "color": MARK, "opacity": 1}},
         {
             "data": end,
-            "mark": {"type": "text", "align": "right", "dy": -9, "fontSize": 12, "fontWeight": 600, "color": _TEXT},
+            "mark": {"type": "text", "align": "right", "dy": -9, "fontSize": 12, "fontWeight": 600, "color": TEXT},
             "encoding": {"text": {"field": "label", "type": "nominal"}},
         },
     ]
@@ -228,7 +272,8 @@ def _decades(frequency: np.ndarray) -> np.ndarray:
     return np.arange(min(low, -1), 1) * _BIN
 
 
-def _spec(values: list[dict[str, Any]], mark: dict[str, Any], **encoding: Any) -> dict[str, Any]:
+def spec_of(values: list[dict[str, Any]], mark: dict[str, Any], **encoding: Any) -> dict[str, Any]:
+    """A Vega-Lite spec of one mark in the page's style."""
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
         "width": WIDTH,
@@ -242,11 +287,11 @@ def _spec(values: list[dict[str, Any]], mark: dict[str, Any], **encoding: Any) -
             "font": "system-ui, sans-serif",
             "view": {"stroke": None},
             "axis": {
-                "domainColor": _LINE,
-                "tickColor": _LINE,
-                "gridColor": _LINE,
-                "labelColor": _MUTED,
-                "titleColor": _MUTED,
+                "domainColor": LINE,
+                "tickColor": LINE,
+                "gridColor": LINE,
+                "labelColor": MUTED,
+                "titleColor": MUTED,
                 "labelFontSize": 11,
                 "titleFontSize": 11,
                 "titleFontWeight": "normal",
@@ -264,10 +309,12 @@ def _half_decades(edges: np.ndarray) -> list[float]:
     return [float(tick) for tick in np.arange(math.ceil(edges[0] / step), 1) * step]
 
 
-def _x(name: str, title: str, ticks: list[float] | None = None) -> dict[str, Any]:
+def x_axis(name: str, title: str, ticks: list[float] | None = None) -> dict[str, Any]:
+    """A quantitative field along x."""
     axis = {"title": title, "tickCount": 6} | ({"values": ticks} if ticks else {})
     return {"field": name, "type": "quantitative", "axis": axis}
 
 
-def _y(name: str, title: str | None) -> dict[str, Any]:
+def y_axis(name: str, title: str | None) -> dict[str, Any]:
+    """A quantitative field along y."""
     return {"field": name, "type": "quantitative", "axis": {"title": title, "tickCount": 4, "domain": False}}

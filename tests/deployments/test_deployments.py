@@ -206,10 +206,16 @@ def test_the_ui_shows_completed_tasks_first_and_cached_ones_then(prefect: Prefec
 
 @pytest.mark.browser
 def test_the_ui_shows_headline_and_report_among_the_artifacts(prefect: Prefect, runs: Runs, page: Any) -> None:
+    for run in (runs.completed, prefect.subflows(runs.completed)["report"]):
+        page.goto(f"{prefect.url}/v2/runs/flow-run/{run}?tab=Artifacts")
+        for key in ("sae-headline", "sae-metrics", "sae-plot", "sae-report"):
+            page.get_by_text(key, exact=True).wait_for()
+        look(prefect, page, "artifacts")
+    page.get_by_text("sae-plot", exact=True).click()
+    page.get_by_role("link", name=re.compile("^[0-9a-f]{8}$")).first.click()
+    page.wait_for_function("[...document.images].some(i => i.src.startsWith('data:') && i.naturalWidth > 300)")
+    look(prefect, page, "plot")
     page.goto(f"{prefect.url}/v2/runs/flow-run/{prefect.subflows(runs.completed)['report']}?tab=Artifacts")
-    for key in ("sae-headline", "sae-metrics", "sae-report"):
-        page.get_by_text(key, exact=True).wait_for()
-    look(prefect, page, "artifacts")
     page.get_by_text("sae-headline", exact=True).click()  # its history
     page.get_by_role("link", name=re.compile("^[0-9a-f]{8}$")).first.click()
     page.get_by_role("cell", name="fvu", exact=True).wait_for()
