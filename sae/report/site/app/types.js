@@ -1,7 +1,7 @@
 // Types, for readers and editors.
 
 /**
- * @typedef {{key: string, name: string, nLatents: number, nRows: number, hasText: boolean, perChunk: number,
+ * @typedef {{key: string, name: string, nLatents: number, nRows: number, hasText: boolean, nPassages: number, perChunk: number,
  *   columns: string[], edges: number[], groups: string, misses: string, association: string, positionEdges: number[],
  *   positionRows: number[], logits: string, index: Index}} SAEInfo
  * @typedef {string | [string, string]} Segment  text, or a chip: [label, title]
