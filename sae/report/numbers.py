@@ -1,6 +1,7 @@
 """How numbers are written on the page: three digits, no leading zero, units with a space. numbers.js does the same."""
 
 import math
+from decimal import ROUND_HALF_UP, Context, Decimal
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,16 @@ def decimal(value: float | None, digits: int = 3) -> str:
         return "0"
     size = int(f"{value:.{digits - 1}e}".partition("e")[2])
     if size >= digits:
-        return f"{value:,.0f}"
+        return f"{_rounded(value, 0):,}"
     if size < -4:
         return f"{value:.{digits - 1}e}".replace("e-0", "e-")
-    text = f"{value:.{max(0, digits - 1 - size)}f}"
+    text = f"{_rounded(value, max(0, digits - 1 - size))}"
     return text.replace("0.", ".", 1) if abs(value) < 1 and text.lstrip("-").startswith("0.") else text
+
+
+def _rounded(value: float, places: int) -> Decimal:
+    """Ties away from zero, as toFixed of JavaScript; Python's own formatting rounds them to even."""
+    return Decimal(value).quantize(Decimal(1).scaleb(-places), ROUND_HALF_UP, Context(prec=400))
 
 
 def percent(share: float | None, digits: int = 3) -> str:
