@@ -92,7 +92,9 @@ def test_latents_are_explained_and_asked_about_once_and_the_key_is_nowhere(
     assert computed(run(config)) == set()
     assert len(stub.requests) == n_requests
 
-    database = Path(str(get_current_settings().server.database.connection_url).partition("///")[2])
+    url = get_current_settings().server.database.connection_url
+    assert url
+    database = Path(url.get_secret_value().partition("///")[2])
     assert database.is_file()
     found, n_files = files_with(KEY, [tmp_path, database.parent, get_current_settings().results.local_storage_path])
     assert found == []
