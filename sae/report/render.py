@@ -13,7 +13,9 @@ import xxhash
 
 from sae.progress import Progress, silent
 from sae.report import charts, chunks
+from sae.report.compare import write_comparisons
 from sae.report.config import ReportSpec
+from sae.report.decoder_map import write_map
 from sae.report.display import plain
 from sae.report.inputs import SAEInputs, open_inputs
 from sae.report.numbers import decimal
@@ -21,16 +23,18 @@ from sae.report.overview import Overview, overview, sweep_plot
 from sae.report.pages import SAEPages, write_pages
 from sae.report.tables import write_tables
 from sae.report.toy import toy_of, verdict
+from sae.report.try_it import write_passages
 from sae.store import records
 from sae.store.filesystem import Storage
 
 SCRIPTS = (
     *("types", "dom", "numbers", "chunks", "data", "addresses", "query", "search"),
-    *("list", "export", "contexts", "histogram", "evidence", "latent", "judge", "toy"),
+    *("list", "export", "contexts", "histogram", "evidence", "labels", "latent", "judge"),
+    *("pairs", "compare", "map", "toy", "live", "reader", "steer", "try"),
     *("shell", "start"),
 )
 """Files of site/app, in the order in which they become one script: the ground, the views, what joins them."""
-STYLES = ("base", "shell", "tables", "overview", "contexts", "list", "latent", "toy", "media")
+STYLES = ("base", "shell", "tables", "overview", "contexts", "list", "latent", "compare", "map", "toy", "try", "media")
 """Files of site/style, in the order in which they become one stylesheet."""
 _SCRIPT_HEAD = """\
 // The report's script, joined from sae/report/site/app: a classic script without dependencies, for file://.
@@ -55,12 +59,15 @@ def render_report(
     start = time.perf_counter()
     with open_inputs(storage, spec) as saes, storage.staging() as folder:
         pages = {inputs.key: write_pages(folder, inputs, spec.config, progress) for inputs in saes}
+        mapped = {inputs.key: write_map(folder, inputs, spec.config.seed, progress) for inputs in saes}
+        compared = write_comparisons(folder, saes, spec.config.seed, progress)
+        n_passages = {inputs.key: write_passages(folder, inputs, spec.config.chunk_bytes) for inputs in saes}
         toys = {inputs.key: toy for inputs in saes if (toy := toy_of(storage, inputs)) is not None}
         if toys:
             chunks.write_chunk(folder, "data/toy", chunks.encode_json(toys))
         write_tables(folder / "tables", saes)
         overviews = [overview(inputs, pages[inputs.key]) for inputs in saes]
-        html = _page(folder, spec, saes, pages, overviews, _shown_lineage(lineage), toys)
+        html = _page(folder, spec, saes, pages, overviews, _shown_lineage(lineage), toys, mapped, compared, n_passages)
         (folder / "index.html").write_text(html, encoding="utf-8")
         _write_manifest(folder, spec)
         files = [path for path in folder.rglob("*") if path.is_file()]
@@ -82,6 +89,9 @@ def _page(
     overviews: list[Overview],
     lineage: list[dict[str, Any]],
     toys: dict[str, dict[str, Any]],
+    mapped: dict[str, bool],
+    compared: dict[str, Any],
+    n_passages: dict[str, int],
 ) -> str:
     """index.html; writes the script and the stylesheet it names."""
     site = resources.files("sae.report") / "site"
@@ -101,7 +111,10 @@ def _page(
         lineage=lineage,
         known={key: verdict(toy) for key, toy in toys.items()},
         how_to_get_plots=charts.HOW_TO_GET_PLOTS,
-        summary=_summary(spec, saes, pages, overviews, has_toy=bool(toys)),
+        compared=bool(compared["pairs"]),
+        mapped=any(mapped.values()),
+        has_text=any(map(_has_text, saes)),
+        summary=_summary(spec, saes, pages, overviews, mapped, compared, n_passages, has_toy=bool(toys)),
         **assets,
     )
 
@@ -111,16 +124,26 @@ def _summary(
     saes: list[SAEInputs],
     pages: dict[str, SAEPages],
     overviews: list[Overview],
+    mapped: dict[str, bool],
+    compared: dict[str, Any],
+    n_passages: dict[str, int],
     *,
     has_toy: bool,
 ) -> dict[str, Any]:
     """What the script must know before it loads any chunk."""
+    there = {
+        "map": any(mapped.values()),
+        "compare": bool(compared["pairs"]),
+        "try": any(map(_has_text, saes)),
+        "toy": has_toy,
+    }
     return {
         "schema": chunks.SCHEMA_VERSION,
         "report": spec.ref,
         "title": plain(spec.config.title, 120),
         "seed": spec.config.seed,
-        "views": ["latents", "latent", *(["toy"] if has_toy else [])],
+        "views": ["latents", "latent", "judge", *(view for view, is_there in there.items() if is_there)],
+        "compare": compared,
         "labelShard": chunks.LABEL_SHARD,
         "saes": [
             {
@@ -128,8 +151,10 @@ def _summary(
                 "name": shown.name,
                 "nLatents": inputs.latents.num_rows,
                 "nRows": int(inputs.statistics["n_rows"]),
-                "hasText": bool(inputs.statistics.get("has_text", True)),
+                "hasText": _has_text(inputs),
+                "nPassages": n_passages[inputs.key],
                 "perChunk": pages[inputs.key].latents_per_chunk,
+                "hasMap": mapped[inputs.key],
                 "columns": list(pages[inputs.key].columns),
                 "index": pages[inputs.key].index,
                 "edges": [float(edge) for edge in inputs.statistics["histogram_edges"]],
@@ -143,6 +168,11 @@ def _summary(
             for inputs, shown in zip(saes, overviews, strict=True)
         ],
     }
+
+
+def _has_text(inputs: SAEInputs) -> bool:
+    """False for given activations, whose rows are no tokens."""
+    return bool(inputs.statistics.get("has_text", True))
 
 
 def _shown_lineage(lineage: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

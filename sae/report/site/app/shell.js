@@ -4,11 +4,15 @@
 const VIEWS = {
   latents: listView,
   latent: latentView,
+  judge: judgeView,
+  map: mapView,
+  compare: compareView,
+  try: tryView,
   toy: toyView,
 };
 const HELP = [
   ["/", "search"], ["j k", "next, previous row of the list"], ["Enter", "open the row"], ["[ ]", "previous, next latent of the current list"],
-  ["r", "a random live latent"], ["c", "copy the link"], ["t", "theme"], ["w", "width of the contexts"], ["← →", "walk the tokens of a focused context"], ["Enter", "on such a token: the latents that prefer it"], ["Esc", "back to the list"],
+  ["r", "a random live latent"], ["c", "copy the link"], ["1 2 3", "judge: clear, partly, unclear"], ["t", "theme"], ["w", "width of the contexts"], ["← →", "walk the tokens of a focused context"], ["Enter", "on such a token: the latents that prefer it"], ["Esc", "back to the list"],
 ];
 const QUERIES = [
   ["self", "a word of the rule, the top token or a strongest context"], ['"is not"', "a phrase, in the strongest context"], ["/^token x/i", "a regular expression on the rule"],
@@ -110,9 +114,10 @@ function nextWidth() {
 function search(text) {
   const { sae } = current;
   const kept = current.view === "latents" ? { sort: current.sort, cols: current.cols, page: current.page && "1" } : {};
-  const target = address(sae, "latents", { ...kept, q: text.trim() });
+  const stays = current.view === "map";
+  const target = address(sae, stays ? "map" : "latents", { ...kept, q: text.trim() });
   if (target === location.hash) return;
-  if (current.view === "latents") replaceAddress(target);
+  if (stays || current.view === "latents") replaceAddress(target);
   else if (text.trim()) location.hash = target;
 }
 
@@ -127,7 +132,7 @@ function onKey(event) {
   const typing = event.target.closest("input, select, textarea, dialog");
   if (event.key === "Escape" && event.target === $("#query")) event.target.blur();
   if (typing || event.ctrlKey || event.metaKey || event.altKey || !current) return;
-  const pager = $(`.pager [data-key="${CSS.escape(event.key)}"]`);
+  const pager = $(`#view [data-key="${CSS.escape(event.key)}"]`);
   const actions = {
     "/": () => $("#query").select(),
     "?": showHelp,
