@@ -134,7 +134,9 @@ def _apply(data: dict[str, Any], setting: str) -> None:
         if isinstance(target, list):
             target = target[_index(target, key, setting)]
         elif isinstance(target, dict):
-            target = target.setdefault(key, {})
+            if target.get(key) is None:  # an optional section that the recipe leaves out
+                target[key] = {}
+            target = target[key]
         else:
             raise ConfigError(f"--set {setting!r}: {key!r} is inside a plain value")
     if isinstance(target, list):

@@ -14,6 +14,7 @@ from sae.plan import PipelineConfig, make_plan
 from sae.store.filesystem import Storage
 from sae.store.records import local_files, require_record
 from tests.flows.conftest import with_settings
+from tests.sae.explain.local_model import save_local_model
 from tests.sae.explain.stub import KEY, Fault, Stub, serve
 
 pytestmark = pytest.mark.usefixtures("prefect_backend")
@@ -173,3 +174,19 @@ def test_no_name_of_a_document_is_sent(copy: PipelineConfig, stub: Stub) -> None
     assert "active on" in sent
     assert "document-0" not in sent
     assert copy.execution.root not in sent
+
+
+def test_a_local_model_is_pinned_and_asked_without_an_endpoint(copy: PipelineConfig, tmp_path: Path) -> None:
+    save_local_model(tmp_path / "model")
+    local = {"kind": "huggingface", "name": str(tmp_path / "model")}
+    config = with_settings(copy, {"labels": {"explainer": local, "n_latents": 3, "max_tokens": 8}})
+    assert computed(run(config, only="labels")) == {"labels"}
+    assert make_plan(config).labels[0].explainer.pinned.startswith("files:")
+    assert {row["model"] for row in read_labels(config)} == {str(tmp_path / "model")}
+    assert computed(run(config, only="labels")) == set()
+
+
+def test_a_local_model_that_is_not_there_is_the_explainer_s_setting(copy: PipelineConfig) -> None:
+    config = with_settings(copy, {"labels": {"explainer": {"kind": "huggingface", "name": "/nowhere"}}})
+    with pytest.raises(InputError, match=r"/nowhere: no such folder. Check labels\.explainer\.name"):
+        make_plan(config)

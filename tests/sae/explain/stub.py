@@ -124,7 +124,7 @@ def answer(prompt: str) -> str:
     passages = [json.loads(text) for text in re.findall(r'^\d+\. (?:\([\d, ]+\) )?(".*")$', prompt, re.MULTILINE)]
     marks = re.search(r"between (\S+) and (\S+)", prompt)
     pattern = re.compile(f"{re.escape(marks[1])}(.*?){re.escape(marks[2].rstrip('.'))}", re.DOTALL) if marks else None
-    if '"explanation": "one sentence"' in prompt:
+    if '{"explanation": <' in prompt:
         assert pattern
         pieces = Counter(piece.strip() for passage in passages for piece in pattern.findall(passage))
         return json.dumps({"explanation": f"the word {pieces.most_common(1)[0][0]}"})

@@ -18,7 +18,7 @@ from sae.store.filesystem import Storage
 from sae.store.records import commit, local_files, require_record
 from sae.subject.config import HFModel, HFModelSpec
 from sae.subject.huggingface import resolve_pin
-from tests.flows.models import byte_level
+from tests.sae.explain.local_model import save_local_model
 from tests.sae.explain.stub import KEY, Fault, Stub
 
 N_LATENTS = LATENTS_PER_SHARD + 3
@@ -276,27 +276,6 @@ def test_a_stop_is_noticed_while_requests_wait() -> None:
     with pytest.raises(StopRequested):
         map_in_order(lambda _: never.wait(5), range(3), 1, progress)
     never.set()
-
-
-def save_local_model(folder: Path, longest: int = 4096) -> None:
-    import torch
-    import transformers
-
-    tokenizer = byte_level()
-    tokenizer.save_pretrained(folder)
-    config = transformers.LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=longest,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        transformers.LlamaForCausalLM(config).save_pretrained(folder)
 
 
 @pytest.mark.parametrize("template", [False, True])
