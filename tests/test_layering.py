@@ -54,6 +54,16 @@ def test_stages_meet_in_the_store_and_not_in_imports() -> None:
             assert not others, f"{path} imports {others}"
 
 
+def test_serve_stands_on_the_report_and_nothing_in_sae_stands_on_it() -> None:
+    """It shows a report with its model; of the other stages it knows what the store says."""
+    for path in sorted((ROOT / "sae").rglob("*.py")):
+        parts = {name.split(".")[1] for name in imported_modules(path) if name.startswith("sae.")}
+        if path.is_relative_to(ROOT / "sae" / "serve"):
+            assert not parts & (STAGES - {"report"}), path
+        else:
+            assert "serve" not in parts, path
+
+
 def test_lower_layers_do_not_import_higher_ones() -> None:
     for layer, level in LEVELS.items():
         place = ROOT / "sae" / layer

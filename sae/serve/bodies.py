@@ -84,7 +84,8 @@ def parse_body(kind: type[Body], data: bytes) -> Body:
             raise Refused(400, first["msg"], "body", "Send one JSON object in UTF-8") from err
         where = ".".join(["body", *map(_shown_key, first["loc"])])
         fields = ", ".join(kind.model_fields)
-        raise Refused(422, first["msg"], where, f"The fields are {fields}; see api/info for the limits") from err
+        what = first["msg"].removeprefix("Value error, ")
+        raise Refused(422, what, where, f"The fields are {fields}; see api/info for the limits") from err
 
 
 def _shown_key(key: str | int) -> str:

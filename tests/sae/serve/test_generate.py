@@ -1,10 +1,16 @@
 """Steered text against a loop that runs the whole model again for every token, with hooks of its own."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+
+from sae.serve.bodies import Generation, Intervention
+from sae.serve.generate import generate
+from sae.serve.live import load_live
+from sae.serve.refusals import Refused
 
 PROMPT = "abc"
 
@@ -132,6 +138,15 @@ def test_text_ends_where_the_context_does(server: Any) -> None:
     full = server.post("generate", prompt="x" * 15, sae="live", interventions=asked)
     assert full.status == 422
     assert "fills the context" in full.json["error"]["what"]
+
+
+def test_a_model_that_does_not_predict_the_next_token_is_not_steered(served: Any) -> None:
+    one = load_live(served.storage, served.record).saes["live"]
+    encoder = dataclasses.replace(one, subject=dataclasses.replace(one.subject, causal=False))
+    asked = Generation(prompt="a", sae="live", interventions=(Intervention(latent=1, mode="ablate"),))
+    with pytest.raises(Refused, match="does not predict the next token") as refused:
+        generate(encoder, asked, lambda: None)
+    assert refused.value.status == 409
 
 
 def test_an_empty_prompt_is_the_start_of_a_document(server: Any) -> None:

@@ -15,6 +15,7 @@ function steerSection(sae, live, limits, latent) {
       rows.splice(rows.indexOf(row), 1);
       row.element.remove();
       more.disabled = false;
+      if (!rows.length) add(null);
       more.focus();
     });
     rows.push(row);
