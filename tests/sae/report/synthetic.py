@@ -96,6 +96,30 @@ def write_evaluation(
         "fvu": fvu,
         "fvu_interval": [fvu - 0.003, fvu + 0.003],
         "fvu_legacy": {"mean_of_batches": fvu + 0.004, "centred_per_batch": fvu + 0.01},
+        "shrinkage": {
+            "gamma": 0.991,
+            "gamma_centred": 0.987,
+            "norm_ratio": 0.934,
+            "mean_cosine": 0.932,
+            "formula": "gamma = E ||x_hat||^2 / E [x . x_hat]",
+        },
+        "error_by": error_by(fvu) if rules else {},
+        "controls": {
+            "k": 24,
+            "n_rows": 30_000,
+            "definitions": {},
+            "fvu": {"neurons": 0.378, "pca": 0.403, "random": 0.756},
+        },
+        "geometry": {
+            "n_compared": d_sae,
+            "duplicate_above": 0.9,
+            "decoder": {"mean_max_cosine": 0.3, "duplicate_share": 0.004, "participation_ratio": 211.9},
+            "random": {"mean_max_cosine": 0.15, "duplicate_share": 0.0, "participation_ratio": 409.4},
+            "encoder_decoder_cosine": 0.606,
+            "norm_min": 0.395,
+            "norm_max": 0.396,
+            "d_in": 512,
+        },
         "l0": 24.0,
         "l0_rule": "topk",
         "n_latents": d_sae,
@@ -114,6 +138,25 @@ def write_evaluation(
             "recovered_mean": 0.946,
             "bigram": 4.44,
             "unigram": 6.31,
+            "n_targets": 65_024,
+            "kl": 0.151,
+            "kl_interval": [0.148, 0.154],
+            "kl_zero": 5.81,
+            "kl_mean": 2.72,
+            "controls": {
+                "neurons": {"increase": 0.692, "increase_interval": [0.68, 0.71], "kl": 0.695},
+                "pca": {"increase": 0.553, "increase_interval": [0.54, 0.57], "kl": 0.54},
+                "random": {"increase": 2.37, "increase_interval": [2.35, 2.4], "kl": 2.34},
+            },
+            "increase_by_position": [
+                {
+                    "name": name,
+                    "n_targets": 512 << max(i - 1, 0),
+                    "increase": -0.02 + 0.02 * i,
+                    "increase_interval": [-0.06 + 0.025 * i, 0.02 + 0.015 * i],
+                }
+                for i, name in enumerate(POSITIONS)
+            ],
         }
         if rules
         else None,
@@ -121,9 +164,12 @@ def write_evaluation(
             "definitions": text,
             "latents": {"n_units": d_sae - 9, **scored},
             "neurons": {"n_units": 60, **neurons},
+            "pca": {"n_units": 88, "top_tenth": 0.039, "mass": 0.024, "top_20": 0.068},
+            "random": {"n_units": d_sae, "top_tenth": 0.011, "mass": 0.008, "top_20": 0.082},
         }
         if rules
         else None,
+        "probing": probing() if rules else None,
         "superposition": recovery() if concepts else None,
     }
 
@@ -149,6 +195,37 @@ def write_evaluation(
         pq.write_table(pa.table(table), folder / "interpretability.parquet")
 
     return _commit(storage, _spec_of("evaluations", "evaluation", name), write)
+
+
+POSITIONS = ("0", "1", "2-3", "4-7", "8-15", "16-31", "32-63", "64-127")
+
+
+def error_by(fvu: float) -> dict[str, Any]:
+    """Error by position and by syntax class."""
+
+    def group(name: str, n_rows: int, value: float) -> dict[str, Any]:
+        interval = [value - 1 / n_rows**0.5, value + 1 / n_rows**0.5]
+        return {"name": name, "n_rows": n_rows, "fvu": value, "fvu_interval": interval, "error_share": 0.08}
+
+    classes = ("whitespace", "keyword", "operator", "string", "docstring", "comment", "name", "function name")
+    return {
+        "position": [group(name, 230 << max(i - 1, 0), fvu * (1.3 - 0.05 * i)) for i, name in enumerate(POSITIONS)],
+        "syntax_label": [group(name, 500 + 900 * i, fvu * (0.6 + 0.1 * i)) for i, name in enumerate(classes)],
+    }
+
+
+def probing() -> dict[str, Any]:
+    """Probes in which five latents beat five neurons, and one latent does not beat one."""
+    scores = []
+    for task, n_classes in (("syntax", 15), ("first letter", 25)):
+        for units, k, accuracy in (
+            *(("latents", 1, 0.71), ("latents", 5, 0.86), ("neurons", 1, 0.77), ("neurons", 5, 0.83)),
+            *(("pca", 1, 0.75), ("pca", 5, 0.81), ("random", 1, 0.62), ("random", 5, 0.73)),
+            ("all neurons", None, 0.95),
+        ):
+            row = {"task": task, "units_of": units, "k": k, "n_classes": n_classes}
+            scores.append(row | {"accuracy": 0.9, "balanced_accuracy": accuracy, "f1": accuracy - 0.3})
+    return {"n_rows": 30_000, "n_fitted": 15_012, "rule": "one class against the rest", "scores": scores}
 
 
 def toy_concepts() -> dict[str, Any]:
@@ -247,8 +324,10 @@ LINEAGE = [
 ]
 
 
-def demo_spec(storage: Storage, *, n_latents: int = 300, hostile: bool = False, sweep: bool = False) -> ReportSpec:
-    """Write everything one report needs and return its spec."""
+def demo_spec(
+    storage: Storage, *, n_latents: int = 300, hostile: bool = False, sweep: bool = False, **options: Any
+) -> ReportSpec:
+    """Write everything one report needs and return its spec; `options` are ReportConfig's."""
     extra = HOSTILE if hostile else ()
     suffix = "hostile" if hostile else "plain"
     rule = HOSTILE_TEXT if hostile else None
@@ -275,4 +354,4 @@ def demo_spec(storage: Storage, *, n_latents: int = 300, hostile: bool = False, 
             )
         )
     title = HOSTILE_TEXT if hostile else "Python standard library, one-layer LM"
-    return ReportSpec(config=ReportConfig(title=title, chunk_bytes=20_000), saes=tuple(saes))
+    return ReportSpec(config=ReportConfig(title=title, **({"chunk_bytes": 20_000} | options)), saes=tuple(saes))

@@ -21,9 +21,12 @@ COLUMNS = {
     "flags": np.array([True, False, True]),
     "bytes": np.arange(32, dtype=np.uint8).reshape(2, 16),
     "floats": np.array([0.0, -1.5, np.nan, 3.14159, 1e-30, np.inf], np.float32),
-    "empty": np.array([], np.float32),
-    "one": np.array([2.5], np.float32),
-    "many": np.random.default_rng(0).lognormal(size=30_000).astype(np.float32),
+    "all_unknown": np.full(1000, np.nan),
+    **{
+        f"{dtype}_{n}": (np.random.default_rng(n).lognormal(3, 2, n)).astype(dtype)
+        for dtype in ("uint8", "uint32", "int64", "float32", "float64")
+        for n in (0, 1, 100_000)
+    },
 }
 
 
@@ -45,7 +48,7 @@ def test_columns_come_back_from_the_browsers_decoder(report: Any, tmp_path: Path
     for name, values in COLUMNS.items():
         chunks.write_chunk(folder, f"data/test/{name}", chunks.encode_column(values))
         found = page.evaluate(read, f"data/test/{name}")
-        expected = values if values.dtype.kind != "f" else chunks.round_mantissa(values)
+        expected = values if values.dtype.kind != "f" else chunks.round_mantissa(values.astype(np.float32))
         np.testing.assert_array_equal(np.array(found, np.float64), expected.reshape(-1).astype(np.float64), name)
 
 
@@ -130,14 +133,6 @@ def test_no_matches_says_how_many_each_part_keeps(report: Any, visit: Callable[.
     page = visit(report.folder).open("#/latents?q=is:dead%20id:17")
     page.wait_for_selector(".empty")
     assert "keeps 1" in page.text_content(".parts")
-
-
-def test_the_query_parser_never_throws(report: Any, visit: Callable[..., Any]) -> None:
-    page = visit(report.folder).open()
-    rng = np.random.default_rng(0)
-    alphabet = list('abis:-|/"\\<>=.()[]*+?17 é\u202e\x00')
-    queries = ["".join(rng.choice(alphabet, rng.integers(1, 30))) for _ in range(2000)]
-    page.evaluate("queries => queries.forEach(q => SAE.parseQuery(q))", queries)
 
 
 def test_contexts_show_their_tokens_and_values(report: Any, visit: Callable[..., Any]) -> None:

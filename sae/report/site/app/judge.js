@@ -118,7 +118,7 @@ function judgeResult(at, ids, verdicts, n, seed) {
     verdicts: given.map((latent) => ({ latent, verdict: verdicts[latent] })),
   }, null, 1)}\n`, "application/json");
   const load = async (event) => {
-    const problem = importVerdicts(sae, await event.target.files[0].text());
+    const problem = importVerdicts(sae, await event.target.files[0].text().catch(() => ""));
     if (problem) told.textContent = problem;
     else route();
   };

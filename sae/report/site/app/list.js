@@ -18,6 +18,8 @@ const COLUMNS = [
 const ALWAYS = ["id", "context"];
 const AT_FIRST = ["rule", "precision", "recall", "frequency", "max", "spark"];
 const PAGE_ROWS = 100;
+/** Whether the choice of columns stays open while it is made. */
+let columnsOpen = false;
 const narrow = matchMedia("(max-width: 820px)");
 /** What the list shows now; null in other views. @type {?{sae: SAEInfo, move: (by: number) => void, open: () => void}} */
 let list = null;
@@ -157,7 +159,7 @@ function listTools(at, found, shown, page, report) {
   };
   const save = (kind) => saveLatents(sae, found.ids, shown, kind).catch(report);
   return h("div", { class: "list-tools" },
-    h("details", { id: "columns", open: at.entry.columnsOpen, ontoggle: (event) => (at.entry.columnsOpen = event.target.open) }, h("summary", {}, "columns"), h("div", { class: "menu" },
+    h("details", { id: "columns", open: columnsOpen, ontoggle: (event) => (columnsOpen = event.target.open) }, h("summary", {}, "columns"), h("div", { class: "menu" },
       offered(sae).filter((one) => !ALWAYS.includes(one.name)).map((one) => h("label", {}, h("input", { type: "checkbox", value: one.name, checked: names.has(one.name), onchange: choose }), one.hint ? `${one.title}: ${one.hint}` : one.title)))),
     h("button", { type: "button", class: "small", id: "paging", "aria-pressed": String(page > 0), onclick: () => replaceAddress(address(sae, "latents", { ...at, page: page ? "" : "1" }), "#paging") }, `pages of ${PAGE_ROWS}`),
     h("button", { type: "button", class: "small", title: "a random live latent (r)", onclick: randomLatent }, "random"),

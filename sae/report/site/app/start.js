@@ -7,4 +7,7 @@ try {
 if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start);
 else start();
 
-return { put, loadColumn, loadJSON, parseQuery };
+/** Ids of the latents that a query finds in the SAE on the page. */
+const find = async (q) => Array.from((await results(current.sae, q, "")).ids);
+
+return { put, loadColumn, loadJSON, parseQuery, find };
