@@ -13,6 +13,7 @@ from sae.architectures import build_sae
 from sae.architectures.config import TopKConfig
 from sae.config import Spec
 from sae.report.config import ReportConfig, ReportedSAE, ReportSpec
+from sae.report.inputs import unique_keys
 from sae.report.render import render_report
 from sae.store import records
 from sae.store.filesystem import Storage
@@ -21,6 +22,8 @@ from sae.weights import save_sae
 pytestmark = pytest.mark.browser
 
 N_SHARED, N_A, N_B, D_IN = 60, 80, 101, 64
+NAMES = ("small", "large<img src=x onerror=window.PWN=1>")
+LARGE = unique_keys(list(NAMES))[1]
 SPLIT = 10
 """The latent of a that b has twice, as SPLIT and as its last."""
 
@@ -59,8 +62,8 @@ def pair(synthetic: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a report on the two."""
     storage = Storage(str(tmp_path_factory.mktemp("root")))
     saes = []
-    for name, W_dec in zip(("small", "large"), two_decoders(), strict=True):
-        statistics = synthetic.write_statistics(storage, name, len(W_dec))
+    for name, W_dec in zip(NAMES, two_decoders(), strict=True):
+        statistics = synthetic.write_statistics(storage, name, len(W_dec), extra=synthetic.HOSTILE)
         evaluation = synthetic.write_evaluation(storage, name, len(W_dec))
         sae = write_weights(storage, name, W_dec)
         saes.append(ReportedSAE(name=name, sae=sae, evaluation=evaluation, statistics=statistics))
@@ -75,7 +78,7 @@ def summary_of(folder: Path) -> dict[str, Any]:
 
 
 def test_only_a_report_with_two_comparable_saes_offers_the_comparison(pair: Path, report: Any) -> None:
-    assert summary_of(pair)["compare"] == {"pairs": [["small", "large"]], "leftOut": 0}
+    assert summary_of(pair)["compare"] == {"pairs": [["small", LARGE]], "leftOut": 0}
     assert {"compare", "map"} <= set(summary_of(pair)["views"])
     assert "compare" not in summary_of(report.folder)["views"]
     assert "Compare</a>" not in (report.folder / "index.html").read_text()
@@ -85,7 +88,7 @@ def test_only_a_report_with_two_comparable_saes_offers_the_comparison(pair: Path
 def test_comparison_shows_classes_pairs_and_contexts_side_by_side(pair: Path, visit: Callable[..., Any]) -> None:
     page = visit(pair).open("#/compare")
     assert page.eval_on_selector("#compare-a", "e => e.value") == "small"
-    assert page.eval_on_selector("#compare-b", "e => e.value") == "large"
+    assert page.eval_on_selector("#compare-b", "e => e.value") == LARGE
     assert page.locator(".pair-numbers tbody tr").count() >= 7
     assert page.locator(".pair-plot").count() == 3
     sizes = page.eval_on_selector_all(
@@ -107,7 +110,7 @@ def test_comparison_shows_classes_pairs_and_contexts_side_by_side(pair: Path, vi
     page.click(".plot-figure summary >> nth=0")
     page.wait_for_selector(".plot-figure details[open] td")
     page.click(".swap")
-    page.wait_for_function("() => document.querySelector('#compare-a').value === 'large'")
+    page.wait_for_function("() => document.querySelector('#compare-a').value !== 'small'")
     back = page.eval_on_selector_all(
         ".pair-tabs a",
         "links => Object.fromEntries(links.map(a => [a.dataset.list, a.querySelector('b').textContent]))",
@@ -118,7 +121,7 @@ def test_comparison_shows_classes_pairs_and_contexts_side_by_side(pair: Path, vi
 
 
 def test_unknown_pairs_and_lists_are_said_to_be_unknown(pair: Path, visit: Callable[..., Any]) -> None:
-    for address in ("#/compare/small/none", "#/compare/small/small", "#/compare/small/large/other"):
+    for address in ("#/compare/small/none", "#/compare/small/small", f"#/compare/small/{LARGE}/other"):
         page = visit(pair).open(address)
         assert page.inner_text("#view h1") == "Not in this report"
 
@@ -126,8 +129,8 @@ def test_unknown_pairs_and_lists_are_said_to_be_unknown(pair: Path, visit: Calla
 def test_latent_page_says_what_became_of_the_latent(pair: Path, visit: Callable[..., Any]) -> None:
     page = visit(pair).open("#/s/small/latent/0")
     page.wait_for_function("() => !document.querySelector('.elsewhere dd').textContent.includes('…')")
-    assert page.inner_text(".elsewhere dt") == "large"
-    assert page.inner_text(".elsewhere dd").startswith(("is 0 (", "nearest 0 ("))
+    assert page.inner_text(".elsewhere dt") == NAMES[1]
+    assert page.inner_text(".elsewhere dd").startswith(("one-to-one with 0 (", "nearest 0 ("))
 
 
 def test_split_query_finds_the_other_parts(pair: Path, visit: Callable[..., Any]) -> None:
@@ -137,7 +140,7 @@ def test_split_query_finds_the_other_parts(pair: Path, visit: Callable[..., Any]
 
 
 def test_map_is_drawn_pointed_at_searched_and_walked_by_keys(pair: Path, visit: Callable[..., Any]) -> None:
-    page = visit(pair).open("#/s/large/map")
+    page = visit(pair).open(f"#/s/{LARGE}/map")
     page.wait_for_selector(".map-near li")
     assert "live latents" in page.inner_text(".list-head .note")
     assert page.locator(".map-near li").count() == 8
@@ -166,7 +169,7 @@ def test_map_is_drawn_pointed_at_searched_and_walked_by_keys(pair: Path, visit: 
     page.select_option("#map-colour", "kind")
     assert page.locator(".map-key").count() == 5
     page.fill("#query", f"id:{latent}")
-    page.wait_for_function("() => document.querySelector('.list-head .note')?.textContent.startsWith('1 matches')")
+    page.wait_for_function("() => document.querySelector('.list-head .note')?.textContent.startsWith('1 match;')")
     assert "/map?q=" in page.url
     page.wait_for_selector(".map-near li")
     page.click(".map-near a")
@@ -175,9 +178,14 @@ def test_map_is_drawn_pointed_at_searched_and_walked_by_keys(pair: Path, visit: 
     page.wait_for_selector("canvas.map")
 
 
-@pytest.mark.parametrize("address", ["#/compare", "#/compare/small/large/only-b", "#/s/large/map"])
-@pytest.mark.parametrize("width", [390, 1280])
-def test_views_do_not_widen_the_page(pair: Path, visit: Callable[..., Any], address: str, width: int) -> None:
-    page = visit(pair, viewport={"width": width, "height": 800}, color_scheme="dark").open(address)
-    page.wait_for_timeout(200)
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
+def test_views_stay_as_wide_as_the_page_and_run_nothing(pair: Path, visit: Callable[..., Any]) -> None:
+    opened = visit(pair, color_scheme="dark", viewport={"width": 390, "height": 800})
+    for address in ("#/compare", f"#/compare/small/{LARGE}/only-b", f"#/s/{LARGE}/map"):
+        page = opened.open(address)
+        for button in page.query_selector_all(".pair-list button")[:6]:
+            button.click()
+        for width in (390, 1280):
+            page.set_viewport_size({"width": width, "height": 800})
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate("window.PWN") is None
+        assert page.locator("#view img, #view script, #view iframe").count() == 0

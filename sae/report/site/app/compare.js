@@ -7,13 +7,13 @@ const MOST_BESIDE = 4;
 
 /** The lists of the view: which rows, in words. `of` is the side whose latents are counted. */
 const PAIR_LISTS = {
-  matched: { title: () => "one-to-one", of: 0, code: ONE_TO_ONE, about: (pair) => `best matches of each other with a ${WAYS[pair.way]} from ${decimal(pair.matchedAbove, 2)} on, neither in a split nor in a merger` },
-  split: { title: () => "split 1 → n", of: 0, code: PARENT, about: (pair) => `a latent of a that is the best match of several of b, each with a ${WAYS[pair.way]} from ${decimal(pair.nearAbove, 2)} on${containedText(pair)}` },
-  merged: { title: () => "merged n → 1", of: 1, code: PARENT, about: (pair) => `several latents of a whose best match is the same latent of b, with a ${WAYS[pair.way]} from ${decimal(pair.nearAbove, 2)} on${containedText(pair)}` },
-  "near-a": { title: (a) => `near, in ${a}`, of: 0, code: NEAR_MATCH, about: (pair) => `a best match from ${decimal(pair.nearAbove, 2)} on, but neither one-to-one nor in a split or merger` },
-  "near-b": { title: (a, b) => `near, in ${b}`, of: 1, code: NEAR_MATCH, about: (pair) => `a best match from ${decimal(pair.nearAbove, 2)} on, but neither one-to-one nor in a split or merger` },
-  "only-a": { title: (a) => `only in ${a}`, of: 0, code: ONLY_HERE, about: (pair) => `no match in b with a ${WAYS[pair.way]} of ${decimal(pair.nearAbove, 2)}` },
-  "only-b": { title: (a, b) => `only in ${b}`, of: 1, code: ONLY_HERE, about: (pair) => `no match in a with a ${WAYS[pair.way]} of ${decimal(pair.nearAbove, 2)}` },
+  matched: { title: ["one-to-one"], of: 0, code: ONE_TO_ONE, about: (pair) => `best matches of each other with a ${WAYS[pair.way]} from ${decimal(pair.matchedAbove, 2)} on, neither in a split nor in a merger` },
+  split: { title: ["split 1 → n"], of: 0, code: PARENT, about: (pair) => `a latent of a that is the best match of several of b, each with a ${WAYS[pair.way]} from ${decimal(pair.nearAbove, 2)} on${containedText(pair)}` },
+  merged: { title: ["merged n → 1"], of: 1, code: PARENT, about: (pair) => `several latents of a whose best match is the same latent of b, with a ${WAYS[pair.way]} from ${decimal(pair.nearAbove, 2)} on${containedText(pair)}` },
+  "near-a": { title: ["near, in ", "a"], of: 0, code: NEAR_MATCH, about: (pair) => `a best match from ${decimal(pair.nearAbove, 2)} on, but neither one-to-one nor in a split or merger` },
+  "near-b": { title: ["near, in ", "b"], of: 1, code: NEAR_MATCH, about: (pair) => `a best match from ${decimal(pair.nearAbove, 2)} on, but neither one-to-one nor in a split or merger` },
+  "only-a": { title: ["only in ", "a"], of: 0, code: ONLY_HERE, about: (pair) => `no match in b with a ${WAYS[pair.way]} of ${decimal(pair.nearAbove, 2)}` },
+  "only-b": { title: ["only in ", "b"], of: 1, code: ONLY_HERE, about: (pair) => `no match in a with a ${WAYS[pair.way]} of ${decimal(pair.nearAbove, 2)}` },
 };
 const containedText = (pair) => (pair.rows ? `, and firing on at least ${percent(pair.contained)} of the part's firings` : "");
 const PAIR_SORTS = {
@@ -25,6 +25,7 @@ async function compareView(at) {
   const [a, b] = chosenPair(at);
   const shown = at.rest[2] || "matched";
   if (!a || !b || !comparedWith(a).includes(b) || !PAIR_LISTS[shown]) return notFound(at);
+  if (current?.view === "compare" && chosenPair(current).every((sae, i) => sae === [a, b][i])) at.entry.page ??= scrollY; // another list of the same pair
   const [pair, ...frequency] = await Promise.all([loadPair(a, b), column(a, "frequency"), column(b, "frequency")]);
   return [
     h("div", { class: "list-head" }, h("h1", { tabindex: -1 }, "Compare"), pairChooser(a, b)),
@@ -39,6 +40,8 @@ async function compareView(at) {
   ];
 }
 
+const sideMark = (name) => h("span", { class: `side-${name}` }, name);
+
 /** @param {Address} at @returns {(SAEInfo|undefined)[]} */
 function chosenPair(at) {
   const named = (key) => summary.saes.find((sae) => sae.key === key);
@@ -49,7 +52,7 @@ function chosenPair(at) {
 }
 
 function pairChooser(a, b) {
-  const choice = (label, all, chosen, go) => h("label", { class: "pick" }, h("span", { class: `side-${label}` }, label),
+  const choice = (label, all, chosen, go) => h("label", { class: "pick" }, sideMark(label),
     h("select", { id: `compare-${label}`, onchange: (event) => (location.hash = go(all.find((sae) => sae.key === event.target.value))) },
       all.map((sae) => h("option", { value: sae.key, selected: sae === chosen }, sae.name))));
   const able = summary.saes.filter((sae) => comparedWith(sae).length);
@@ -73,22 +76,22 @@ function pairNotes(pair) {
 /** @param {Pair} pair */
 function pairNumbers(pair) {
   const both = (value, chance) => pair.sides.map((side) => h("td", { class: "num" }, value(side), chance && h("span", { class: "note" }, ` chance ${chance(side)}`)));
-  const row = (name, what, value, chance) => h("tr", {}, h("th", { scope: "row" }, name, h("span", { class: "note" }, what)), both(value, chance));
+  const row = (name, what, value, chance) => h("tr", {}, h("th", { scope: "row" }, name, what && h("span", { class: "note" }, what)), both(value, chance));
   const share = (way, i) => [(side) => percent(side[way].above[i][1]), (side) => percent(side[way].above[i][2])];
   const limits = pair.sides[0][pair.way === "decoder" ? "cosine" : "phi"].above.map(([limit]) => limit);
   const rows = [row("live latents", "only they are compared", (side) => `${count(side.live)} of ${count(side.sae.nLatents)}`)];
   if (pair.way === "decoder") {
     rows.push(row("MMCS", "mean of each latent's largest cosine with the other decoder", (side) => decimal(side.cosine.mean), (side) => decimal(side.cosine.chanceMean)));
-    limits.forEach((limit, i) => rows.push(row(`cosine > ${decimal(limit, 1)}`, "share of latents whose best match is above", ...share("cosine", i))));
+    limits.forEach((limit, i) => rows.push(row(`share with a match above ${decimal(limit, 1)}`, "", ...share("cosine", i))));
   }
   if (pair.rows) {
-    rows.push(row("best correlation", `mean of the largest φ; latents with ${pair.minFirings} firings on the shared rows`, (side) => decimal(side.phi.mean), (side) => decimal(side.phi.chanceMean)));
-    limits.forEach((limit, i) => rows.push(row(`φ > ${decimal(limit, 1)}`, "share of latents whose best match is above", ...share("phi", i))));
+    rows.push(row("mean best φ", `correlation of firing; latents with ${pair.minFirings} firings on the shared rows`, (side) => decimal(side.phi.mean), (side) => decimal(side.phi.chanceMean)));
+    limits.forEach((limit, i) => rows.push(row(`share with φ above ${decimal(limit, 1)}`, "", ...share("phi", i))));
   }
   rows.push(row("mutual best matches", "each the other's best", (side) => `${count(side.mutual)} (${percent(side.mutual / side.live)})`));
   if (pair.way === "decoder" && pair.rows) rows.push(row("the same by both", "best by cosine is best by firing", (side) => `${count(side.agree)} (${percent(side.agree / side.live)})`));
   return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Numbers of the comparison" }, h("table", { class: "pair-numbers" },
-    h("thead", {}, h("tr", {}, h("th", { scope: "col" }, ""), ["a", "b"].map((name, i) => h("th", { scope: "col", class: "num" }, h("span", { class: `side-${name}` }, name), ` ${pair.sides[i].sae.name} → ${pair.sides[1 - i].sae.name}`)))),
+    h("thead", {}, h("tr", {}, h("th", { scope: "col" }, ""), ["a", "b"].map((name, i) => h("th", { scope: "col", class: "num" }, sideMark(name), ` ${pair.sides[i].sae.name} → ${pair.sides[1 - i].sae.name}`)))),
     h("tbody", {}, rows)));
 }
 
@@ -119,14 +122,14 @@ function scoreFigure(pair, way, title, chance) {
     [0, 0.25, 0.5, 0.75, 1].map((tick) => text(x(tick), height - bottom + 14, "middle", tick ? decimal(tick, 2).replace(/\.?0+$/, "") : "0")),
     text(left - 4, y(most) + 8, "end", percent(most).replace(/\.\d+ /, " ")), text(left - 4, y(0), "end", "0"),
     text((left + width) / 2, height - 2, "middle", way === "cosine" ? "cosine with the best match" : "correlation φ with the best match"));
-  const legend = ["share of latents: ", h("span", { class: "side-a" }, "a"), " bars, ", h("span", { class: "side-b" }, "b"), ` line; grey: ${chance}, cut off at the top`];
+  const legend = ["share of latents: ", sideMark("a"), " bars, ", sideMark("b"), ` line; grey: ${chance}, cut off at the top`];
   return plotFigure(title, legend, svg, ["best match", "latents of a", "latents of b", "chance, a", "chance, b"], () => a.map((_, i) => [
     `${decimal(edges[i], 3)} to ${decimal(edges[i + 1], 3)}`, count(pair.sides[0][way].histogram[i]), count(pair.sides[1][way].histogram[i]), decimal(pair.sides[0][way].chance[i]), decimal(pair.sides[1][way].chance[i])]));
 }
 
 /** Frequencies of mutual best matches, both logarithmic, binned by quarters of a decade. @param {Pair} pair */
 function frequencyFigure(pair, [inA, inB]) {
-  const [width, height, left, bottom] = [340, 250, 44, 34];
+  const [width, height, left, bottom] = [340, 240, 58, 34];
   const [{ match, sae: a }, { match: back, sae: b }] = pair.sides;
   const cells = new Map();
   let [low, n] = [0, 0];
@@ -142,14 +145,15 @@ function frequencyFigure(pair, [inA, inB]) {
   const x = (i) => left + ((width - left - 6) * (i - low)) / -low;
   const y = (j) => height - bottom - ((height - bottom - 6) * (j - low)) / -low;
   const parsed = [...cells].map(([key, value]) => [...key.split(",").map(Number), value]).sort((p, q) => p[0] - q[0] || p[1] - q[1]);
+  const tickText = (tick) => `${Number((100 * 10 ** (tick / 4)).toPrecision(1))} %`;
   const ticks = Array.from({ length: Math.floor(-low / 4) + 1 }, (_, i) => -4 * i);
   const text = (tx, ty, anchor, value, more) => s("text", { x: tx, y: ty, "text-anchor": anchor, ...more }, value);
   const svg = s("svg", { class: "histogram pair-plot", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `Firing frequency of ${count(n)} mutual best matches in both SAEs, both logarithmic; on the diagonal they are equal` },
     s("line", { class: "equal", x1: x(low), y1: y(low), x2: x(0), y2: y(0) }),
     parsed.map(([i, j, value]) => s("rect", { class: `step-${stepOf(Math.log1p(value), Math.log1p(most))}`, x: x(i), y: y(j + 1), width: x(i + 1) - x(i) - 0.7, height: y(j) - y(j + 1) - 0.7 }, s("title", {}, `${count(value)} pairs: a ${percent(10 ** (i / 4), 2)} to ${percent(10 ** ((i + 1) / 4), 2)}, b ${percent(10 ** (j / 4), 2)} to ${percent(10 ** ((j + 1) / 4), 2)}`))),
     s("line", { x1: left, x2: width - 6, y1: height - bottom, y2: height - bottom }), s("line", { x1: left, x2: left, y1: 6, y2: height - bottom }),
-    ticks.map((tick) => [text(x(tick), height - bottom + 14, "middle", percent(10 ** (tick / 4), 1)), text(left - 4, y(tick) + 4, "end", percent(10 ** (tick / 4), 1))]),
-    text((left + width) / 2, height - 3, "middle", `fires in a, ${a.name}`), text(0, 0, "middle", `fires in b, ${b.name}`, { transform: `translate(9 ${(height - bottom) / 2}) rotate(-90)` }));
+    ticks.map((tick) => [text(x(tick), height - bottom + 14, tick ? "middle" : "end", tickText(tick)), text(left - 4, y(tick) + (tick ? 4 : 9), "end", tickText(tick))]),
+    text((left + width) / 2, height - 3, "middle", `fires in a, ${a.name}`), text(0, 0, "middle", `fires in b, ${b.name}`, { transform: `translate(10 ${(height - bottom) / 2}) rotate(-90)` }));
   return plotFigure("Frequency of mutual best matches", `${count(n)} pairs; darker cells hold more, up to ${count(most)}; on the line both fire equally often`, svg,
     ["log₁₀ frequency in a", "log₁₀ frequency in b", "pairs"], () => parsed.map(([i, j, value]) => [`${decimal(i / 4)} to ${decimal((i + 1) / 4)}`, `${decimal(j / 4)} to ${decimal((j + 1) / 4)}`, count(value)]));
 }
@@ -157,7 +161,7 @@ function frequencyFigure(pair, [inA, inB]) {
 /** @param {Pair} pair */
 function pairTabs(pair, shown) {
   const [a, b] = pair.sides;
-  const names = [a.sae.name, b.sae.name];
+  const title = (name) => PAIR_LISTS[name].title.map((word) => (word.length === 1 ? sideMark(word) : word));
   const size = (name) => {
     const parts = (side) => count(side.classes.part);
     if (name === "split") return `${count(a.classes.parent)} → ${parts(b)}`;
@@ -167,9 +171,9 @@ function pairTabs(pair, shown) {
   };
   const dead = pair.sides.map((side) => side.classes.dead);
   return h("section", { "aria-label": "What became of the latents" }, h("h2", {}, "What became of the latents"),
-    h("nav", { class: "pair-tabs", "aria-label": "Classes" }, Object.entries(PAIR_LISTS).map(([name, list]) =>
-      h("a", { href: pairAddress(a.sae, b.sae, name), "aria-current": name === shown && "true", "data-list": name }, h("b", {}, size(name)), h("span", {}, list.title(...names))))),
-    h("p", { class: "note" }, `${PAIR_LISTS[shown].title(...names)}: ${PAIR_LISTS[shown].about(pair)}.`, dead.some(Boolean) ? ` Never fired, not compared: ${count(dead[0])} of a, ${count(dead[1])} of b.` : ""));
+    h("nav", { class: "pair-tabs", "aria-label": "Classes" }, Object.keys(PAIR_LISTS).map((name) =>
+      h("a", { href: pairAddress(a.sae, b.sae, name), "aria-current": name === shown && "true", "data-list": name }, h("b", {}, size(name)), h("span", {}, title(name))))),
+    h("p", { class: "note" }, title(shown), `: ${PAIR_LISTS[shown].about(pair)}.`, dead.some(Boolean) ? ` Never fired, not compared: ${count(dead[0])} of a, ${count(dead[1])} of b.` : ""));
 }
 
 /** Rows of a list: the latents of both sides, their score and how often they fire. @param {Pair} pair */
@@ -218,7 +222,7 @@ async function pairList(at, pair, frequency, shown) {
     h("p", { class: "note" }, at.sort ? ["sorted; ", h("a", { href: pairAddress(a, b, shown) }, "random order")] : `in random order, seed ${summary.seed}`),
     h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Latents of this class" }, h("table", { class: "pair-list" },
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, h("span", { class: "hidden" }, "contexts")),
-        h("th", { scope: "col" }, h("span", { class: "side-a" }, "a"), ` ${a.name}`), h("th", { scope: "col" }, h("span", { class: "side-b" }, "b"), ` ${b.name}`),
+        h("th", { scope: "col" }, sideMark("a"), ` ${a.name}`), h("th", { scope: "col" }, sideMark("b"), ` ${b.name}`),
         ["split", "merged"].includes(shown) && head("parts", "parts", "num"), head("score", pair.way === "decoder" ? "cosine" : "φ", "num"), pair.way === "decoder" && pair.rows > 0 && head("phi", "φ", "num"),
         head("a", "fires in a", "num wide"), head("b", "in b", "num wide"))),
       h("tbody", {}, rows.slice((page - 1) * PAIR_PAGE, page * PAIR_PAGE).map((row) => pairRow(at, pair, row, shown))))),
@@ -257,7 +261,7 @@ function latentName(sae, id, figure) {
 function besides(at, pair, row) {
   const readout = h("p", { class: "note readout" }, "hover, tap or focus a token for its value");
   const columns = pair.sides.map(({ sae }, i) => h("div", {}, row.ids[i].slice(0, MOST_BESIDE).map((id) => {
-    const holder = h("div", { class: "one-latent" }, h("h3", {}, h("span", { class: `side-${"ab"[i]}` }, "ab"[i]), " ", latentName(sae, id)));
+    const holder = h("div", { class: "one-latent" }, h("h3", {}, sideMark("ab"[i]), " ", latentName(sae, id)));
     loadLatent(sae, id).then(({ latent, chunk }) => holder.append(...contextsOf({ ...contextState(at), sae }, latent, chunk, readout)), (error) => holder.append(problemText(error)));
     return holder;
   }), row.ids[i].length > MOST_BESIDE && h("p", { class: "note" }, `and ${row.ids[i].length - MOST_BESIDE} more`), !row.ids[i].length && h("p", { class: "note" }, "nothing")));

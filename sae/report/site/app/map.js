@@ -37,7 +37,7 @@ async function mapView(at) {
   const point = (id) => info.replaceChildren(...(id < 0 ? [h("p", { class: "note" }, "Point at a latent for its rule and its strongest context; click to open it.")] : describe(id)).flat(3));
   const tell = (view) => {
     at.entry.map = { ...view.place(), colour };
-    status.textContent = `${matched ? `${count(live.length)} matches` : `${count(live.length)} live latents`}; ${count(view.inside())} here${view.inside() > view.drawn().length ? `, ${count(view.drawn().length)} drawn as points, a random sample` : ""}`;
+    status.textContent = `${matched ? `${count(live.length)} ${live.length === 1 ? "match" : "matches"}` : `${count(live.length)} live latents`}; ${count(view.inside())} here${view.inside() > view.drawn().length ? `, ${count(view.drawn().length)} drawn as points, a random sample` : ""}`;
     near.replaceChildren(...view.nearest(NEAREST).map((id) => h("li", {}, h("a", { href: address(sae, `latent/${id}`, at) }, id), " ", h("span", { class: "rule" }, ruleName(labels[id][0])), " ", h("code", {}, show(labels[id][2], 24)))));
     if (fold.open) fill();
   };
@@ -64,7 +64,7 @@ async function mapView(at) {
       h("div", {}, h("div", { class: "map-tools" }, h("label", {}, "colour ", choose), h("span", { class: "map-zoom" }, button("+", "zoom in (+)", () => plot.zoom(1.6)), button("−", "zoom out (-)", () => plot.zoom(1 / 1.6)), button("whole", "the whole map (0)", () => plot.start({})))),
         plot.canvas, key),
       h("aside", { "aria-label": "Latents on the map" }, info, h("section", {}, h("h2", {}, "Nearest to the centre"), near))),
-    h("p", { class: "note" }, `Method: ${about.method}. Of each latent's ${about.neighbours} nearest by cosine, ${percent(about.kept)} are among its ${about.neighbours} nearest here (${percent(about.keptByComponents)} in two principal components alone), measured on ${count(about.measured)} latents. What lies close together is often similar; distances and empty space between groups mean nothing. Shades of grey: latents per cell.`),
+    h("p", { class: "note" }, `Method: ${about.method}. Of each latent's ${about.neighbours} nearest by cosine, ${percent(about.kept)} are among its ${about.neighbours} nearest here (${percent(about.keptByComponents)} in two principal components alone), measured on ${count(about.measured)} latents. What lies close together is often similar; distances and empty space between groups mean nothing.`, everything.length > MOST_POINTS && ` Grey: latents per cell; at most ${count(MOST_POINTS)} of those in sight are points.`),
     fold,
   ];
 }
@@ -92,7 +92,7 @@ function markPath(mark, r) {
 const markIcon = (mark) => s("svg", { class: `mark mark-${mark}`, viewBox: "-8 -8 16 16", "aria-hidden": "true" }, s("path", { d: markPath(mark, 5) }));
 
 /**
- * The canvas: latents per cell in grey, points over it. Wheel, drag, arrows, + - 0.
+ * The canvas: some latents as points, the others in grey. Wheel, drag, arrows, + - 0.
  * @param {{about: {grid: number}, x: Uint32Array, y: Uint32Array, everything: Uint32Array, points: Uint32Array, matched: boolean}} world
  *   `points` in order of preference: the first MOST_POINTS that lie inside are drawn
  * @param {(id: number) => {mark: string, step: number}} look
@@ -108,6 +108,8 @@ function mapCanvas(world, look, told) {
   const toX = (id) => width / 2 + (x[id] - place.x) * unit();
   const toY = (id) => height / 2 - (y[id] - place.y) * unit();
 
+  const isInside = (id) => toX(id) >= 0 && toY(id) >= 0 && toX(id) < width && toY(id) < height;
+
   function paint() {
     frame = 0;
     if (!canvas.isConnected || !width) return;
@@ -118,7 +120,7 @@ function mapCanvas(world, look, told) {
     canvas.width = Math.round(width * ratio);
     canvas.height = Math.round(height * ratio);
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
-    paintDensity(pen, colour("--text"));
+    paintOthers(pen, colour("--text"));
     choosePoints();
     const radius = drawn.length > 1500 && place.zoom < 3 ? 2.5 : 4;
     const paths = new Map();
@@ -142,26 +144,30 @@ function mapCanvas(world, look, told) {
     }
   }
 
-  function paintDensity(pen, ink) {
-    const columns = Math.ceil(width / CELL);
-    const cells = new Uint32Array(columns * Math.ceil(height / CELL));
-    let most = 1;
-    for (const id of everything) {
-      const [px, py] = [toX(id), toY(id)];
-      if (px < 0 || py < 0 || px >= width || py >= height) continue;
-      most = Math.max(most, ++cells[Math.floor(py / CELL) * columns + Math.floor(px / CELL)]);
-    }
+  /** What is not drawn as a point: few latents as dots, many as their number per cell. */
+  function paintOthers(pen, ink) {
+    const others = everything.filter(isInside);
     pen.fillStyle = ink;
-    cells.forEach((n, i) => {
-      if (!n) return;
-      pen.globalAlpha = 0.05 + (0.25 * Math.log1p(n)) / Math.log1p(Math.max(most, 4));
-      pen.fillRect((i % columns) * CELL, Math.floor(i / columns) * CELL, CELL, CELL);
-    });
+    if (others.length <= MOST_POINTS) {
+      if (!matched) return;
+      pen.globalAlpha = 0.3;
+      for (const id of others) pen.fillRect(toX(id) - 1, toY(id) - 1, 2, 2);
+    } else {
+      const columns = Math.ceil(width / CELL);
+      const cells = new Uint32Array(columns * Math.ceil(height / CELL));
+      for (const id of others) cells[Math.floor(toY(id) / CELL) * columns + Math.floor(toX(id) / CELL)]++;
+      const most = Math.log1p(cells.reduce((a, b) => Math.max(a, b)));
+      cells.forEach((n, i) => {
+        if (!n) return;
+        pen.globalAlpha = 0.05 + (0.3 * Math.log1p(n)) / most;
+        pen.fillRect((i % columns) * CELL, Math.floor(i / columns) * CELL, CELL, CELL);
+      });
+    }
     pen.globalAlpha = 1;
   }
 
   function choosePoints() {
-    const within = points.filter((id) => toX(id) >= 0 && toY(id) >= 0 && toX(id) < width && toY(id) < height);
+    const within = points.filter(isInside);
     inside = within.length;
     drawn = within.subarray(0, MOST_POINTS);
   }

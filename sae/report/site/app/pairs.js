@@ -64,7 +64,7 @@ async function splitIds(sae, id) {
 function splitsSection(sae, latent) {
   const others = comparedWith(sae);
   if (!others.length) return null;
-  return h("section", { class: "elsewhere" }, h("h2", {}, "In other SAEs"), h("dl", {}, others.map((other) => {
+  return h("section", { class: "elsewhere" }, h("h2", {}, "In other SAEs ", h("span", { class: "note" }, "best match by decoder cosine, or by firing (φ)")), h("dl", {}, others.map((other) => {
     const what = h("dd", {}, "…");
     loadPair(sae, other).then((pair) => what.replaceChildren(...relation(pair, latent.id).flat(3)), (error) => (what.textContent = problemText(error)));
     return [h("dt", {}, h("a", { href: pairAddress(sae, other), title: "compare the two SAEs" }, other.name)), what];
@@ -79,16 +79,16 @@ function relation(pair, id) {
   const match = mine.match[id];
   const score = mine.score[id];
   const phi = pair.way === "decoder" ? phiOfMatch(pair, 0, id) : NaN;
-  const figures = Number.isFinite(phi) ? `; firing ${decimal(phi, 2)}` : "";
+  const firing = Number.isFinite(phi) ? `, φ ${decimal(phi, 2)}` : "";
   switch (mine.class[id]) {
     case DEAD_LATENT: return ["not compared: it never fired"];
-    case ONE_TO_ONE: return ["is ", link(other, match, score), figures];
+    case ONE_TO_ONE: return ["one-to-one with ", link(other, match, score), firing];
     case PARENT: return ["splits into ", listed(other, linkedTo(other).get(id), (one) => other.score[one])];
     case PART: {
       const siblings = linkedTo(mine).get(match).filter((one) => one !== id);
       return ["is part of ", link(other, match, score), ", with ", listed(mine, siblings, (one) => mine.score[one])];
     }
-    case NEAR_MATCH: return ["nearest ", link(other, match, score), figures, ": no one-to-one match, no split"];
+    case NEAR_MATCH: return ["nearest ", link(other, match, score), firing, ": no one-to-one match, no split"];
     default: return match === NO_MATCH ? ["has no counterpart"] : ["has no counterpart; nearest ", link(other, match, score)];
   }
 }
