@@ -145,7 +145,8 @@ def run_probes(
     ]
     scores = []
     in_train, in_test = train >= 0, ~fitted & (task.label >= 0)
-    for kind, values in columns.items():
+    for done, (kind, values) in enumerate(columns.items()):
+        progress(done, len(columns) + 1, "kinds of units", f"probes of the {task.name}")
         sums = values.class_sums(train, n_classes)
         for c in classes:
             difference = sums[c] / n_train[c] - (sums.sum(axis=0) - sums[c]) / (n_train.sum() - n_train[c])
@@ -156,7 +157,6 @@ def run_probes(
                 answer = x[in_test, :k] @ probe[1:] + probe[0] > 0
                 units = best[:k].tolist()
                 scores.append(_score(task, c, kind, min(k, len(best)), units, answer, positive[in_test]))
-        progress(len(scores), len(scores), "probes", task.name)
     neurons = columns["neurons"]
     assert isinstance(neurons, DenseColumns)
     for c, answer in zip(classes, _dense_answers(neurons.x, train, n_classes, classes, in_test), strict=True):

@@ -1,33 +1,25 @@
 """The overview: headline numbers, each beside its controls, and what a reader must be warned of."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from sae.report import charts
+from sae.report.control_tables import Figures, ScoreTable, figures, probe_table, rule_table
 from sae.report.display import Segment, plain
+from sae.report.error_charts import error_charts
 from sae.report.examples import Context
+from sae.report.headlines import Headline, headlines
 from sae.report.inputs import SAEInputs
-from sae.report.numbers import NOT_AVAILABLE, compact, decimal, interval, percent
+from sae.report.numbers import NOT_AVAILABLE, compact, decimal, percent
 from sae.report.pages import SAEPages
-from sae.report.rules import TITLES, Rule, label_of, rules_of
+from sae.report.rules import Label, latent_label
 
 STEPS = 6
 MIN_DRAWN = 30
 """Fewer live latents than this make no distribution worth a plot."""
-
-
-@dataclass(frozen=True)
-class Headline:
-    """One number, how sure it is, and what to compare it with."""
-
-    label: str
-    value: str
-    unit: str = ""
-    detail: str = ""
-    controls: list[tuple[str, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -53,7 +45,7 @@ class RandomLatent:
     """A latent of the random sample."""
 
     id: int
-    rule: Rule | None
+    label: Label | None
     frequency: str
     maximum: str
     value: str
@@ -68,47 +60,54 @@ class Overview:
     name: str
     architecture: str
     headlines: list[Headline]
-    scores: list[tuple[str, str, list[str]]]
-    """(definition, its text, scores of latents, raw neurons and the untrained subject's SAE)."""
-    score_units: list[str]
-    other_definitions: list[tuple[str, str]]
+    tables: list[ScoreTable]
+    """Rule scores and probes, beside those of other units."""
+    figures: list[Figures]
+    errors: list[Plot]
     plots: list[Plot]
     random: list[RandomLatent]
+    has_labels: bool
     warnings: list[str]
 
 
 def overview(inputs: SAEInputs, pages: SAEPages) -> Overview:
     """Collect what the overview shows of one SAE; draws its plots."""
-    evaluation = inputs.evaluation
-    scores, units = _scores(inputs)
-    legacy = evaluation.get("fvu_legacy") or {}
     return Overview(
         key=inputs.key,
         name=plain(inputs.entry.name, 80),
         architecture=_architecture(inputs.cfg),
-        headlines=[_fvu(inputs), _l0(inputs), _cross_entropy(evaluation.get("ce")), _dead(inputs)],
-        scores=scores,
-        score_units=units,
-        other_definitions=[(f"FVU, {name.replace('_', ' ')}", decimal(value)) for name, value in legacy.items()],
-        plots=[Plot(chart, charts.render_svg(chart)) for chart in _charts(inputs)],
+        headlines=headlines(inputs),
+        tables=[table for table in (rule_table(inputs), probe_table(inputs)) if table is not None],
+        figures=figures(inputs),
+        errors=_draw(error_charts(inputs.evaluation)),
+        plots=_draw(_charts(inputs)),
         random=[_random(inputs, latent, context) for latent, context in pages.random_latents],
+        has_labels=inputs.latents["rule_kind"].null_count < inputs.latents.num_rows,
         warnings=_warnings(inputs),
     )
 
 
-def sweep_plot(saes: list[SAEInputs]) -> Plot | None:
-    """FVU against L0 over the SAEs of the report; None when there is only one."""
-    points = []
-    for inputs in saes:
-        fvu, l0 = inputs.evaluation.get("fvu"), inputs.evaluation.get("l0")
-        if fvu is not None and l0:
-            low, high = inputs.evaluation.get("fvu_interval") or (fvu, fvu)
-            name = plain(inputs.entry.name, 40)
-            points.append({"name": name, "l0": l0, "fvu": fvu, "low": low, "high": high})
-    if len(points) < 2:
+def sweep_plots(saes: list[SAEInputs]) -> list[Plot]:
+    """FVU and CE increase against L0 over the SAEs of the report, where at least two have them."""
+    drawn = []
+    for measure in charts.SWEEP_MEASURES:
+        points = [point for inputs in saes if (point := _sweep_point(inputs, measure)) is not None]
+        if len(points) > 1:
+            drawn.append(charts.sweep_chart(points, measure))
+    return _draw(drawn)
+
+
+def _sweep_point(inputs: SAEInputs, measure: str) -> dict[str, Any] | None:
+    figures_of = inputs.evaluation if measure == "fvu" else inputs.evaluation.get("ce") or {}
+    value, l0 = figures_of.get(measure), inputs.evaluation.get("l0")
+    if value is None or not l0:
         return None
-    chart = charts.sweep_chart(points)
-    return Plot(chart, charts.render_svg(chart))
+    low, high = figures_of.get(f"{measure}_interval") or (value, value)
+    return {"name": plain(inputs.entry.name, 40), "l0": l0, measure: value, "low": low, "high": high}
+
+
+def _draw(found: list[charts.Chart]) -> list[Plot]:
+    return [Plot(chart, charts.render_svg(chart)) for chart in found]
 
 
 def step_of(value: float, maximum: float) -> int:
@@ -121,90 +120,6 @@ def step_of(value: float, maximum: float) -> int:
 def _architecture(cfg: dict[str, Any]) -> str:
     name = cfg.get("architecture") or cfg.get("sae", {}).get("architecture") or "SAE"
     return plain(str(name), 40)
-
-
-def _fvu(inputs: SAEInputs) -> Headline:
-    evaluation, untrained = inputs.evaluation, inputs.untrained
-    split = "held-out" if evaluation.get("split") == "heldout" else "training"
-    controls = [("predicting the mean", "1")]
-    if untrained:
-        controls.append(("untrained subject", decimal(untrained.get("fvu"))))
-    sure = interval(evaluation.get("fvu_interval"))
-    rows = f"{evaluation['n_rows']:,} {split} rows"
-    return Headline(
-        "FVU",
-        decimal(evaluation.get("fvu")),
-        detail=f"95 % interval {sure}; {rows}" if sure else rows,
-        controls=controls,
-    )
-
-
-def _l0(inputs: SAEInputs) -> Headline:
-    rule = {"topk": "the k largest", "relu": "all positive"}.get(inputs.evaluation.get("l0_rule", ""), "")
-    named = inputs.evaluation.get("l0_rule") or NOT_AVAILABLE
-    controls = [("latents", f"{inputs.latents.num_rows:,}")]
-    if inputs.untrained:
-        controls.append(("untrained subject", decimal(inputs.untrained.get("l0"))))
-    return Headline(
-        "L0",
-        decimal(inputs.evaluation.get("l0")),
-        detail=f"latents per token, rule {plain(named)}" + (f": {rule}" if rule else ""),
-        controls=controls,
-    )
-
-
-def _cross_entropy(ce: dict[str, Any] | None) -> Headline:
-    if not ce:
-        return Headline("CE increase", NOT_AVAILABLE, detail="not measured: no subject that predicts the next token")
-    increase = ce.get("increase")
-    sure = interval(ce.get("increase_interval"))
-    recovered = [
-        f"{percent(ce[name])} ({against} ablation)"
-        for name, against in (("recovered_zero", "zero"), ("recovered_mean", "mean"))
-        if ce.get(name) is not None
-    ]
-    named = [("clean", "clean"), ("sae", "with SAE"), ("mean", "mean"), ("zero", "zero")]
-    named += [("bigram", "bigram"), ("unigram", "unigram")]
-    details = ([f"95 % interval {sure}"] if sure else []) + ([f"recovered {', '.join(recovered)}"] if recovered else [])
-    return Headline(
-        "CE increase",
-        ("+" if (increase or 0) > 0 else "") + decimal(increase),
-        unit="nats",
-        detail="; ".join(details),
-        controls=[(label, decimal(ce[name])) for name, label in named if ce.get(name) is not None],
-    )
-
-
-def _dead(inputs: SAEInputs) -> Headline:
-    n_latents = inputs.latents.num_rows
-    n_dead = int(inputs.evaluation.get("n_dead") or 0)
-    n_fired = inputs.latents["n_fired"].to_numpy()
-    controls = [("dense", f"{int(np.sum(inputs.latents['dense'].to_numpy())):,}")]
-    controls.append(("silent on all rows", f"{int(np.sum(n_fired == 0)):,}"))
-    if inputs.untrained:
-        controls.append(("untrained subject", percent(inputs.untrained.get("dead_fraction"))))
-    rule = plain(str(inputs.evaluation.get("dead_rule") or ""))
-    detail = f"{percent(n_dead / n_latents)} of {n_latents:,}" + (f"; {rule}" if rule else "")
-    return Headline("Dead latents", f"{n_dead:,}", detail=detail, controls=controls)
-
-
-def _scores(inputs: SAEInputs) -> tuple[list[tuple[str, str, list[str]]], list[str]]:
-    """Rows of the interpretability table, and how many units each column is over."""
-    scored = inputs.evaluation.get("interpretability")
-    if not scored:
-        return [], []
-    untrained = (inputs.untrained or {}).get("interpretability") or {}
-    columns = [scored.get("latents"), scored.get("neurons"), untrained.get("latents")]
-    rows = [
-        (
-            TITLES.get(name, plain(name)),
-            plain(str(text)),
-            [percent(column.get(name)) if column else NOT_AVAILABLE for column in columns],
-        )
-        for name, text in (scored.get("definitions") or {}).items()
-    ]
-    units = [f"{column['n_units']:,}" if column and "n_units" in column else NOT_AVAILABLE for column in columns]
-    return rows, units
 
 
 def _charts(inputs: SAEInputs) -> list[charts.Chart]:
@@ -236,7 +151,7 @@ def _random(inputs: SAEInputs, latent: int, context: Context | None) -> RandomLa
         ]
     return RandomLatent(
         id=latent,
-        rule=label_of(rules_of(row)),
+        label=latent_label(row),
         frequency=percent(row["frequency"]),
         maximum=decimal(maximum),
         value=decimal(context.value) if context else NOT_AVAILABLE,
@@ -259,6 +174,11 @@ def _warnings(inputs: SAEInputs) -> list[str]:
             f"Zero ablation ({decimal(ce['zero'])} nats) is worse than the unigram loss ({decimal(ce['unigram'])}), "
             f"so the recovered share flatters; read the CE increase."
         )
+    if (gamma := (evaluation.get("shrinkage") or {}).get("gamma_centred")) and abs(gamma - 1) > 0.05:
+        found.append(
+            f"Reconstructions are too {'small' if gamma < 1 else 'large'}: γ about the mean is {decimal(gamma)}."
+        )
+    found += _worse_than_neurons(evaluation)
     if (evaluation.get("dead_fraction") or 0) > 0.1:
         found.append(f"{percent(evaluation['dead_fraction'])} of the latents are dead.")
     n_dense = int(np.sum(inputs.latents["dense"].to_numpy()))
@@ -269,4 +189,21 @@ def _warnings(inputs: SAEInputs) -> list[str]:
             f"Statistics are over {compact(statistics['n_rows'])} rows, training and held-out together; "
             f"the headline numbers above are over {compact(evaluation['n_rows'])}."
         )
+    return found
+
+
+def _worse_than_neurons(evaluation: dict[str, Any]) -> list[str]:
+    """Where a probe on raw neurons beats one on as many latents."""
+    scores = (evaluation.get("probing") or {}).get("scores") or []
+    accuracy = {(row["task"], row["k"], row["units_of"]): row["balanced_accuracy"] for row in scores}
+    found = []
+    for task, k, kind in accuracy:
+        latents, neurons = accuracy[task, k, kind], accuracy.get((task, k, "neurons"))
+        if kind == "latents" and neurons is not None and neurons > latents:
+            label = "syntax class" if task == "syntax" else "first letter"
+            ours, theirs = ("latents", "neurons tell") if k > 1 else ("latent", "neuron tells")
+            found.append(
+                f"{k} raw {theirs} the {label} better than {k} {ours}: balanced accuracy {percent(neurons)} against "
+                f"{percent(latents)}."
+            )
     return found

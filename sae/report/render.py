@@ -19,7 +19,7 @@ from sae.report.decoder_map import write_map
 from sae.report.display import plain
 from sae.report.inputs import SAEInputs, open_inputs
 from sae.report.numbers import decimal
-from sae.report.overview import Overview, overview, sweep_plot
+from sae.report.overview import Overview, overview, sweep_plots
 from sae.report.pages import SAEPages, write_pages
 from sae.report.tables import write_tables
 from sae.report.toy import toy_of, verdict
@@ -106,7 +106,7 @@ def _page(
         title=plain(spec.config.title, 120),
         seed=spec.config.seed,
         saes=overviews,
-        sweep=sweep_plot(saes),
+        sweeps=sweep_plots(saes),
         n_latents={inputs.key: inputs.latents.num_rows for inputs in saes},
         lineage=lineage,
         known={key: verdict(toy) for key, toy in toys.items()},

@@ -96,7 +96,7 @@ def test_without_vl_convert_the_plots_are_tables(
     record = render_report(storage, synthetic.demo_spec(storage, n_latents=40), synthetic.LINEAGE)
     page = storage.read_bytes(record.path("index.html")).decode()
     assert "<svg" not in page
-    assert page.count("<details open>") == 5
+    assert page.count("<details open>") == 8
     assert charts.HOW_TO_GET_PLOTS.split("`")[0] in page
 
 
