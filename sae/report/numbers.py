@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from sae.intervals import wilson_interval
+
 NOT_AVAILABLE = "n/a"
 
 
@@ -69,12 +71,6 @@ def wilson(n_found: int, n_tried: int) -> tuple[float, float]:
 
     Firings of one document are not independent, so the true interval of a firing frequency is wider.
     """
-    if n_tried == 0:
-        return 0.0, 1.0
-    if n_found == 0:
+    if n_found == 0 and n_tried > 0:
         return 0.0, 1 - 0.05 ** (1 / n_tried)
-    z, p = 1.959964, n_found / n_tried
-    centre = p + z * z / (2 * n_tried)
-    half = z * math.sqrt(p * (1 - p) / n_tried + z * z / (4 * n_tried * n_tried))
-    scale = 1 + z * z / n_tried
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+    return wilson_interval(n_found, n_tried)

@@ -1,18 +1,25 @@
 """Labels as a stage of the whole run: a stub endpoint is asked, once; its key is found nowhere."""
 
+import itertools
 import json
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from sae.errors import ConfigError, InputError, TransientError
+from sae.explain.questions import write_questions
 from sae.plan import PipelineConfig, make_plan
 from sae.store.filesystem import Storage
+from sae.store.reader import iter_rows, read_snapshot
 from sae.store.records import local_files, require_record
+from sae.weights import load_sae
 from tests.flows.conftest import with_settings
 from tests.sae.explain.local_model import save_local_model
 from tests.sae.explain.stub import KEY, Fault, Stub, serve
@@ -57,6 +64,12 @@ def files_with(secret: str, places: list[Path]) -> tuple[list[Path], int]:
     """Files below some folders that hold a text, and how many there are."""
     files = [path for place in places for path in place.rglob("*") if path.is_file()]
     return [path for path in files if secret.encode() in path.read_bytes()], len(files)
+
+
+def runs(numbers: list[int]) -> list[range]:
+    """Neighbouring numbers as ranges."""
+    breaks = [i for i in range(1, len(numbers)) if numbers[i] != numbers[i - 1] + 1]
+    return [range(numbers[i], numbers[j - 1] + 1) for i, j in itertools.pairwise([0, *breaks, len(numbers)])]
 
 
 def test_latents_are_explained_and_asked_about_once_and_the_key_is_nowhere(
@@ -159,6 +172,57 @@ def test_a_run_that_broke_off_goes_on_with_the_shards_that_are_missing(copy: Pip
     assert {o["part"]: o["outcome"] for o in outcomes} == {0: "cached", 1: "computed"}
     assert len(stub.requests) - n_requests == sum(row["n_requests"] for row in first[8:])
     assert read_labels(config) == first
+
+
+def test_a_damaged_table_is_put_back_from_its_shards_without_asking(copy: PipelineConfig, stub: Stub) -> None:
+    config = labelled(copy, stub)
+    run(config, only="labels")
+    storage, ref = Storage(config.execution.root), make_plan(config).labels[0].ref
+    before, n_requests = read_labels(config), len(stub.requests)
+    path = Path(storage.full(require_record(storage, ref).path("labels.parquet")))
+    path.write_bytes(path.read_bytes()[:-1])
+    outcomes = run(config, only="labels")
+    assert {outcome["task"] for outcome in outcomes if outcome["outcome"] == "computed"} == {"merge_labels"}
+    assert read_labels(config) == before
+    assert len(stub.requests) == n_requests
+
+
+def test_what_is_asked_about_is_true_of_the_stored_activations(copy: PipelineConfig) -> None:
+    """Every window of the questions, encoded once more from the store, row by row."""
+    endpoint = {"kind": "openai", "base_url": "http://127.0.0.1:9/v1", "model": "none"}
+    config = with_settings(copy, {"labels": {"explainer": endpoint, "n_latents": 64}})
+    storage, plan = Storage(config.execution.root), make_plan(config)
+    record = write_questions(storage, plan.questions[0])
+    with local_files(storage, record) as folder:
+        rows = pq.read_table(folder / "questions.parquet").to_pylist()
+    with local_files(storage, require_record(storage, plan.saes[0].ref)) as folder:
+        sae = load_sae(folder).float()
+    acts: dict[tuple[int, int], np.ndarray] = {}
+    for spec in plan.snapshots.values():
+        for block in iter_rows(storage, read_snapshot(storage, spec.ref)):
+            with torch.no_grad():
+                latents = sae.encode(torch.from_numpy(block.act.astype(np.float32))).numpy()
+            acts |= {(seq, pos): latents[i] for i, (seq, pos) in enumerate(zip(block.seq, block.pos, strict=True))}
+    width, n_left, n_context = 32, 24, 16
+    silence = np.zeros(64)
+    seen: Counter[str] = Counter()
+    for row in rows:
+        positions = range(max(0, row["pos"] - n_left), min(n_context, row["pos"] + width - n_left))
+        if row["kind"] == "silent":  # only tokens of which something is known: separators have no row
+            known = [pos for pos in positions if (row["seq"], pos) in acts]
+            positions = next(run for run in runs(known) if row["pos"] in run)
+        assert len(positions) == len(row["tokens"])
+        fires = [bool(acts.get((row["seq"], pos), silence)[row["latent"]] > 0) for pos in positions]
+        seen[f"{row['role']} {row['kind']}"] += 1
+        if row["role"] == "detection":
+            assert any(fires) == row["truth"]
+        elif row["role"] == "fuzzing":
+            assert sum(row["marked"]) == sum(fires)
+            assert (row["marked"] == fires) == row["truth"]
+        else:
+            assert row["marked"] == fires
+    kinds = {"shown top", "detection q3", "detection q0", "detection silent", "detection miss", "fuzzing q1"}
+    assert kinds <= set(seen), seen
 
 
 def test_labels_are_off_by_default(copy: PipelineConfig) -> None:
