@@ -37,7 +37,7 @@ function walkable(spans, { point, press = () => {}, label, start = 0 }) {
 /** What a latent is called: its rule or a model's words, else the token of its strongest firing. */
 async function nameLatent(sae, id) {
   const row = (await labelShard(sae, Math.floor(id / summary.labelShard)))[id % summary.labelShard];
-  return row[0] || row[4] || !row[2].length ? [rowLabel(row)].flat() : ["no rule, strongest on ", h("code", {}, show(row[2], 24))];
+  return row[0] || row[4] || !row[2].length ? [rowLabel(row)].flat() : ["strongest on ", h("code", {}, show(row[2], 24))];
 }
 
 /**
@@ -104,9 +104,10 @@ function reader(sae, text) {
     tell(i);
   };
   const line = walkable(spans, { point, press, label: `Text of ${spans.length} tokens; arrow keys walk them, Enter pins one`, start: readable });
-  const root = h("div", { class: "reader" }, h("div", {}, key, line, h("p", { class: "note" }, "Hover a token, or focus the text and walk with ← →; click or Enter pins it. ", text.note), said),
-    h("aside", { "aria-label": "Latents" }, panel, text.totals?.length ? h("section", {}, h("h2", {}, "On the whole text ", h("span", { class: "note" }, "sum over tokens")),
-      listed(text.totals.map((one) => [one.latent, one.total, `${one.n_tokens} tok`]), text.totals[0].total)) : null));
+  const root = h("div", { class: "reader" }, h("div", {}, key, line, h("p", { class: "note" }, "Hover a token, or focus the text and walk with ← →; click or Enter pins it. ", text.note), said,
+    text.totals?.length ? h("section", {}, h("h2", {}, "On the whole text ", h("span", { class: "note" }, "activations summed over its tokens")),
+      listed(text.totals.map((one) => [one.latent, one.total, `${one.n_tokens} tokens`]), text.totals[0].total)) : null),
+  h("aside", { "aria-label": "Latents of a token" }, panel));
   if (spans.length) point(readable);
   paint(text.latent ?? null);
   return root;

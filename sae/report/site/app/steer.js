@@ -72,11 +72,11 @@ function interventionRow(sae, live, id, remove) {
     maximum = NaN;
     rule.replaceChildren();
     if (latent.value !== "" && latent.checkValidity()) {
-      const [max, labels] = await Promise.all([column(sae, "max"), labelShard(sae, Math.floor(chosen / summary.labelShard))]).catch(() => [[], []]);
+      const [max, name] = await Promise.all([column(sae, "max"), nameLatent(sae, chosen)]).catch(() => [[], []]);
       if (Number(latent.value) !== chosen) return;
       // A latent that never fired has no maximum: its clamp is in plain activation.
       maximum = max[chosen] > 0 ? max[chosen] : 1;
-      rule.replaceChildren(h("a", { href: address(sae, `latent/${chosen}`) }, "page"), " ", ...[labels.length ? ruleName(labels[chosen % summary.labelShard][0]) : ""].flat());
+      rule.replaceChildren(h("a", { href: address(sae, `latent/${chosen}`) }, "page"), " ", ...name);
     }
     sync();
   };

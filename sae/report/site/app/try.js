@@ -3,6 +3,8 @@
 const MAX_WORDS = 60;
 const LONGEST_TOKEN = 40;
 const PREFERRING = 8;
+/** Latents shown of a token, and of a whole text. */
+const LISTED = 8;
 
 /** @param {{latent?: ?number, p?: number}} state */
 function tryAddress(sae, state) {
@@ -189,7 +191,7 @@ function liveSection(sae, live, state, keep) {
   const encode = async (event) => {
     event.preventDefault();
     const text = input.value;
-    const found = await run("latents", { text, sae: sae.key, top: 12 });
+    const found = await run("latents", { text, sae: sae.key, top: LISTED });
     if (found) place.replaceChildren(reader(sae, liveText(sae, text, found, state, keep)));
   };
   return [
@@ -205,7 +207,7 @@ function liveText(sae, text, found, state, keep) {
     tokens: found.tokens.map((token) => [token.id, ...token.shown]),
     top: found.tokens.map((token) => token.top),
     seen: found.tokens.map((token) => token.seen),
-    totals: found.latents.slice(0, 12),
+    totals: found.latents.slice(0, LISTED),
     latent: state.latent,
     onpaint: (latent) => keep({ latent }),
     values: async (latent) => (await callLive("latent", { text, sae: sae.key, latent }, new AbortController().signal, () => {})).values,
