@@ -29,7 +29,7 @@ from sae.store.filesystem import Storage
 
 SCRIPTS = (
     *("types", "dom", "numbers", "chunks", "data", "addresses", "query", "search"),
-    *("list", "export", "contexts", "histogram", "evidence", "labels", "latent", "judge"),
+    *("random", "list", "export", "contexts", "histogram", "evidence", "labels", "latent", "judge"),
     *("pairs", "compare", "map", "toy", "live", "reader", "steer", "try"),
     *("shell", "start"),
 )

@@ -275,3 +275,19 @@ def test_forced_colours_keep_the_underline(report: Any, visit: Callable[..., Any
     page = visit(report.folder, forced_colors="active").open("#/latent/17")
     width = page.evaluate("getComputedStyle(document.querySelector('.t.a6')).borderBottomWidth")
     assert width == "4px"
+
+
+def test_another_dozen_random_latents_follow_in_the_shuffled_order(report: Any, visit: Callable[..., Any]) -> None:
+    page = visit(report.folder).open()
+    drawn = "() => [...document.querySelectorAll('.random .head a')].map(a => Number(a.textContent))"
+    first = page.evaluate(drawn)
+    page.click("text=another 12")
+    page.wait_for_function("id => document.querySelector('.random .head a').textContent !== String(id)", arg=first[0])
+    second = page.evaluate(drawn)
+    assert "draw=1" in page.url
+    page.goto(f"{page.url.split('#')[0]}#/latents")
+    wait_results(page, "300")
+    assert rows_shown(page)[:18] == [*first, *second][:18]
+    page.go_back()
+    page.wait_for_selector("#overview", state="visible")
+    assert page.evaluate(drawn) == second

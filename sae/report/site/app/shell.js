@@ -60,6 +60,7 @@ async function route() {
   const heading = $("#view h1") || $("#overview h1");
   document.title = at.view === "overview" ? summary.title : `${heading.textContent} · ${summary.title}`;
   at.restore?.();
+  if (at.known && at.view === "overview") showRandom(at);
   if (same) return;
   scrollTo(0, at.entry.page || 0);
   if (turn > 1) {
