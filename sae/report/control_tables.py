@@ -34,7 +34,8 @@ class ScoreTable:
     rows: list[tuple[str, str, list[Cell]]]
     """(name, explanation, cells)."""
     footer: tuple[str, list[str]] | None
-    note: str
+    notes: list[str]
+    """How it is measured."""
 
 
 @dataclass(frozen=True)
@@ -53,26 +54,27 @@ def rule_table(inputs: SAEInputs) -> ScoreTable | None:
     scored = inputs.evaluation.get("interpretability")
     if not scored:
         return None
+    definitions = scored.get("definitions") or {}
     kinds = [kind for kind in UNITS if scored.get(kind)]
     columns = [(UNITS[kind], scored[kind]) for kind in kinds]
     untrained = ((inputs.untrained or {}).get("interpretability") or {}).get("latents")
     if untrained:
         columns.append((UNTRAINED, untrained))
     rows = [
-        (
-            TITLES.get(name, plain(name)),
-            plain(str(text)),
-            [Cell(percent(column.get(name))) for _, column in columns],
-        )
-        for name, text in (scored.get("definitions") or {}).items()
+        (TITLES.get(name, plain(name)), "", [Cell(percent(column.get(name))) for _, column in columns])
+        for name in definitions
     ]
     return ScoreTable(
         "Share of units that one rule explains",
         [name for name, _ in columns],
         rows,
         ("units scored", [f"{column['n_units']:,}" for _, column in columns]),
-        "A rule is one token, one previous token or one syntax label. It is a lower bound on what a latent means, and "
-        "no explanation. " + plain(str(scored.get("units") or ""), 600),
+        [
+            "A rule is one token, one previous token or one syntax label. It is a lower bound on what a latent means, "
+            "and no explanation.",
+            *(f"{TITLES.get(name, plain(name))}: {plain(str(text))}." for name, text in definitions.items()),
+            plain(str(scored.get("units") or ""), 600),
+        ],
     )
 
 
@@ -102,8 +104,10 @@ def probe_table(inputs: SAEInputs) -> ScoreTable | None:
         [*(UNITS[kind] for kind in kinds), *([UNTRAINED] if has_untrained else []), "all neurons at once"],
         rows,
         None,
-        f"Balanced accuracy (chance 50 %) and F1 on {probing['n_rows'] - probing['n_fitted']:,} rows that chose "
-        f"nothing: {plain(str(probing['rule']), 600)}.",
+        [
+            f"Balanced accuracy (chance 50 %) and F1 on {probing['n_rows'] - probing['n_fitted']:,} rows that chose "
+            f"nothing: {plain(str(probing['rule']), 600)}."
+        ],
     )
 
 

@@ -102,7 +102,7 @@ def _cross_entropy(inputs: SAEInputs) -> Headline:
         unit="nats",
         detail="; ".join(details),
         controls=controls,
-        controls_title="with the controls in its place",
+        controls_title="controls",
     )
 
 
