@@ -17,19 +17,26 @@ from sae.statistics.firings import NO_LABEL, SPLITS, Block, Firings, Rows
 from sae.statistics.kept import Kept, derived_numbers, row_numbers, strengths
 from sae.statistics.row_sample import RowSample, SampledRows
 
-BINS_PER_OCTAVE_BITS = 3
-"""Octaves are cut into 2^3 bins of equal width: the leading bits of a float are its bin."""
+BINS_PER_OCTAVE = 8
 MIN_EXPONENT, MAX_EXPONENT = -16, 16
-HISTOGRAM_EDGES = np.append(
-    np.outer(2.0 ** np.arange(MIN_EXPONENT, MAX_EXPONENT), 1 + np.arange(8) / 8).reshape(-1), 2.0**MAX_EXPONENT
+HISTOGRAM_EDGES = 2.0 ** (
+    np.arange((MAX_EXPONENT - MIN_EXPONENT) * BINS_PER_OCTAVE + 1) / BINS_PER_OCTAVE + MIN_EXPONENT
 )
 """Edges of the activation histogram, the same for all latents; what lies outside counts in the end bins. [257]"""
 N_BINS = len(HISTOGRAM_EDGES) - 1
 PLACES_PER_TOKEN = 16
 """Random rows kept for every token, among which its latents' near misses are looked for."""
 _PLACE_SALT = 0x504C4143
-_SHIFT = 23 - BINS_PER_OCTAVE_BITS
-_FIRST_BIN = (127 + MIN_EXPONENT) << BINS_PER_OCTAVE_BITS
+
+# The leading bits of a float, exponent and six of the mantissa, name a cell so narrow that at most one edge lies in it.
+_CELL_BITS = 6
+_SHIFT = 23 - _CELL_BITS
+_FIRST_CELL = (127 + MIN_EXPONENT) << _CELL_BITS
+_CELLS = np.arange((MAX_EXPONENT - MIN_EXPONENT) << _CELL_BITS, dtype=np.uint32)
+_BIN_OF_CELL = np.searchsorted(
+    HISTOGRAM_EDGES, ((_CELLS + np.uint32(_FIRST_CELL)) << np.uint32(_SHIFT)).view(np.float32), side="right"
+) - 1  # fmt: skip
+"""The bin in which each cell begins."""
 
 
 class Sizes(NamedTuple):
@@ -166,8 +173,9 @@ _SAMPLED = ("offsets", "latent", "value")
 
 def bins_of(value: np.ndarray) -> np.ndarray:
     """The bin of HISTOGRAM_EDGES that each activation (float32, above zero) lies in. [n] int64"""
-    leading = value.view(np.uint32).astype(np.int64) >> _SHIFT
-    return np.clip(leading - _FIRST_BIN, 0, N_BINS - 1)
+    cell = (value.view(np.uint32) >> np.uint32(_SHIFT)).astype(np.int64) - _FIRST_CELL
+    bins = _BIN_OF_CELL[np.clip(cell, 0, len(_BIN_OF_CELL) - 1)]
+    return np.minimum(bins + (value >= HISTOGRAM_EDGES[bins + 1]), N_BINS - 1)
 
 
 def position_edges(context_tokens: int) -> np.ndarray:

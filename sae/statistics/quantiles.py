@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from sae.statistics.accumulate import HISTOGRAM_EDGES
+from sae.statistics.accumulate import BINS_PER_OCTAVE, HISTOGRAM_EDGES
 from sae.statistics.firings import Firings
 
 MIN_FIRINGS = 5
 """Latents that fired less often get no quantiles and no quantile groups."""
 SHARES = (0.25, 0.5, 0.75)
-BOUND = 0.125
-"""Largest relative error: a bin of the histogram is at most an eighth wider than its lower edge."""
+BOUND = 2 ** (1 / BINS_PER_OCTAVE) - 1
+"""Largest relative error, 9.1 %: the width of a bin of the histogram over its lower edge."""
 
 
 def quartile_edges(histogram: np.ndarray, maximum: np.ndarray, sample: Firings) -> np.ndarray:
@@ -45,7 +45,7 @@ def _from_histogram(histogram: np.ndarray, maximum: np.ndarray, n_fired: np.ndar
     latents = np.arange(len(histogram))
     edges = np.full((len(histogram), len(SHARES)), np.nan)
     for column, share in enumerate(SHARES):
-        rank = share * np.maximum(n_fired - 1, 0)
+        rank = np.floor(share * np.maximum(n_fired - 1, 0))
         bins = np.minimum((cumulative <= rank[:, None]).sum(axis=1), histogram.shape[1] - 1)
         inside = histogram[latents, bins]
         before = cumulative[latents, bins] - inside
