@@ -116,12 +116,9 @@ def test_latents_are_explained_and_asked_about_once_and_the_key_is_nowhere(
     assert KEY not in caplog.text
 
 
-def test_another_address_or_key_asks_nothing_again_and_another_model_does(
-    copy: PipelineConfig, stub: Stub, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_address_or_key_asks_nothing_again_and_another_model_does(copy: PipelineConfig, stub: Stub) -> None:
     run(labelled(copy, stub), only="labels")
     n_requests = len(stub.requests)
-    monkeypatch.setenv("OTHER_API_KEY", "another")
     moved = labelled(copy, stub, base_url="http://127.0.0.1:9/v1", api_key_env="OTHER_API_KEY", timeout_seconds=5)
     assert computed(run(moved, only="labels")) == set()
     # What labels are built on is computed again to the same bytes: no reason to ask.
