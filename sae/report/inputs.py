@@ -19,27 +19,13 @@ from sae.store import records
 from sae.store.filesystem import Storage
 
 _RULE_FIELDS = {"kind": pa.string(), "name": pa.string(), "share": pa.float64(), "passes": pa.bool_()}
-_COUNTED = {"precision": pa.float32(), "recall": pa.float32(), "lift": pa.float32(), "counts": pa.int64()}
-LATENT_COLUMNS: dict[str, pa.DataType] = {
-    "duplicate_of": pa.int32(),
-    "tokens": pa.list_(pa.int32()),
-    "token_bytes": pa.list_(pa.binary()),
-    "previous_tokens": pa.list_(pa.int32()),
-    "previous_bytes": pa.list_(pa.binary()),
-    "syntax": pa.list_(pa.string()),
-    **{f"{what}_{name}": pa.list_(item) for what in ("token", "previous", "syntax") for name, item in _COUNTED.items()},
-    "positions": pa.list_(pa.int64()),
-    "rule_kind": pa.string(),
-    "rule_name": pa.string(),
-    "rule_bytes": pa.binary(),
-    **{f"rule_{name}": pa.float32() for name in ("precision", "recall", "lift")},
-    "coactive": pa.list_(pa.int32()),
-    "coactive_lift": pa.list_(pa.float32()),
-    "coactive_share": pa.list_(pa.float32()),
-    "coactive_count": pa.list_(pa.int32()),
-    "neurons": pa.list_(pa.int32()),
-    "neuron_weights": pa.list_(pa.float32()),
-}
+_COUNTED = ("counts", "precision", "recall", "lift")
+LATENT_COLUMNS = (
+    *("duplicate_of", "tokens", "token_bytes", "previous_tokens", "previous_bytes", "syntax", "positions"),
+    *(f"{what}_{figure}" for what in ("token", "previous", "syntax") for figure in _COUNTED),
+    *("rule_kind", "rule_name", "rule_bytes", "rule_precision", "rule_recall", "rule_lift"),
+    *("coactive", "coactive_lift", "coactive_share", "coactive_count", "neurons", "neuron_weights"),
+)
 """What the page shows of a latent beside its firings."""
 
 
@@ -105,7 +91,9 @@ def _read(key: str, entry: ReportedSAE, open_artefact: Callable[[str], tuple[rec
     evaluation, statistics = open_artefact(entry.evaluation)[1], open_artefact(entry.statistics)[1]
     untrained = open_artefact(entry.untrained_evaluation)[1] if entry.untrained_evaluation else None
     labels = open_artefact(entry.labels)[1] / "labels.parquet" if entry.labels else None
-    latents = _complete(pq.read_table(statistics / "latents.parquet").sort_by("latent"))
+    latents = pq.read_table(statistics / "latents.parquet").sort_by("latent")
+    if missing := [name for name in LATENT_COLUMNS if name not in latents.column_names]:
+        raise StoreError(f"{entry.statistics}: latents.parquet has no {', '.join(missing)}; run that stage again")
     if latents["latent"].to_pylist() != list(range(latents.num_rows)):
         raise StoreError(f"{entry.statistics}: latents.parquet does not hold every latent exactly once")
     rules = evaluation / "interpretability.parquet"
@@ -139,15 +127,6 @@ def _with_rules(latents: pa.Table, rules: pa.Table | None) -> pa.Table:
         values = [by_unit.get(unit, {}).get(column) for unit in range(latents.num_rows)]
         field_type = _RULE_FIELDS[column.rsplit("_", 1)[1]]
         latents = latents.append_column(column, pa.array(values, type=field_type))
-    return latents
-
-
-def _complete(latents: pa.Table) -> pa.Table:
-    """Add the columns that statistics of an older version lack: empty lists and nulls."""
-    for name, kind in LATENT_COLUMNS.items():
-        if name not in latents.column_names:
-            empty: list[Any] = [[] if pa.types.is_list(kind) else None] * latents.num_rows
-            latents = latents.append_column(name, pa.array(empty, kind))
     return latents
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sae.report import chunks
-from sae.report.display import show_tokens
+from sae.report.display import flat, show_tokens
 
 pytestmark = pytest.mark.browser
 
@@ -193,8 +193,17 @@ def test_a_damaged_chunk_is_named_and_the_rest_works(
 
 def test_hostile_text_stays_text(hostile_report: Any, visit: Callable[..., Any]) -> None:
     visited = visit(hostile_report.folder)
-    for address in ("", "#/latents", "#/latents?q=%3Cscript%3E", "#/latent/17", "#/toy", "#/<img src=x>"):
-        page = visited.open(address)
+    addresses = [
+        "",
+        "#/latents",
+        "#/latents?q=%3Cscript%3E",
+        "#/latents?q=token:%22%3Cscript%3Ealert(1)%3C/script%3E%22",
+    ]
+    addresses += ["#/latents?q=doc:%3Cimg&page=1", "#/latent/17", "#/judge", "#/toy", "#/<img src=x>", "#/?draw=1"]
+    for address in addresses:
+        page = visited.open(address) if "draw" not in address else visited.open("")
+        if "draw" in address:
+            page.click("text=another 12")
         page.wait_for_timeout(150)
         assert page.evaluate("window.PWN") is None
         assert page.locator("img, iframe, object, embed").count() == 0
@@ -204,6 +213,16 @@ def test_hostile_text_stays_text(hostile_report: Any, visit: Callable[..., Any])
         assert "\u202e" not in text
         assert "\x00" not in text
         page.goto("about:blank")
+
+
+def test_a_hostile_token_can_be_looked_up(hostile_report: Any, visit: Callable[..., Any]) -> None:
+    table = pq.read_table(hostile_report.folder / "tables/latents.parquet").to_pylist()
+    page = visit(hostile_report.folder).open("#/latents")
+    for raw in {row["rule_bytes"] for row in table if row["rule_kind"] == "token"}:
+        name = flat(show_tokens([raw])[0])
+        quoted = name.replace("\\", "\\\\").replace('"', '\\"')
+        wanted = {row["latent"] for row in table if row["rule_kind"] == "token" and row["rule_bytes"] == raw}
+        assert wanted <= set(page.evaluate("q => SAE.find(q)", f'token:"{quoted}"')), name
 
 
 def test_hostile_tokens_are_all_shown(hostile_report: Any, synthetic: Any, visit: Callable[..., Any]) -> None:

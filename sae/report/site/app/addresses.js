@@ -49,3 +49,6 @@ function restate(at, view, changes) {
   history.replaceState(null, "", hash);
   visited.set(hash, at.entry);
 }
+
+/** What stands for this view elsewhere: where a folder lies on a disk is nobody else's business. */
+const pageLink = () => (location.protocol === "file:" ? `index.html${location.hash}` : location.href);

@@ -89,7 +89,8 @@ async function judgedContexts(at, id, verdict) {
   const { latent, chunk } = await loadLatent(at.sae, id);
   const readout = h("span", { class: "readout" }, "hover, tap or focus a token for its value");
   const groups = Object.keys(GROUPS).filter((name) => latent.groups[name] && !(latent.n[0] < FEW && name !== "random"));
-  return h("div", {}, legend(latent, readout), groups.map((name) => contextGroup(at, verdict ? latent : { ...latent, tokens: [] }, chunk, name, readout)));
+  return h("div", {}, legend(latent, readout),
+    h("div", { class: "groups" }, groups.map((name) => contextGroup(at, verdict ? latent : { ...latent, tokens: [] }, chunk, name, readout))));
 }
 
 /** @param {Address} at */

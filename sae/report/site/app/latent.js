@@ -12,7 +12,7 @@ async function latentView(at) {
     h("div", { class: "title-row" },
       h("h1", { tabindex: -1 }, `Latent ${at.id}`),
       h("span", { class: "badge" }, dead ? "dead" : latent.dense ? "dense" : latent.n[0] < RARE ? "rare" : "live"),
-      copyButton("copy link", () => location.href),
+      copyButton("copy link", pageLink),
       steerLink(at),
       at.q || at.sort ? h("a", { class: "note", href: address(sae, "latents", at) }, "back to the list") : null,
       pager),

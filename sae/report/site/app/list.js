@@ -164,7 +164,7 @@ function listTools(at, found, shown, page, report) {
     h("button", { type: "button", class: "small", id: "paging", "aria-pressed": String(page > 0), onclick: () => replaceAddress(address(sae, "latents", { ...at, page: page ? "" : "1" }), "#paging") }, `pages of ${PAGE_ROWS}`),
     h("button", { type: "button", class: "small", title: "a random live latent (r)", onclick: randomLatent }, "random"),
     h("a", { class: "small", href: address(sae, "judge"), title: "say of 30 random latents how clear they are, without seeing their rules" }, "judge"),
-    copyButton("copy link", () => location.href),
+    copyButton("copy link", pageLink),
     h("button", { type: "button", class: "small", title: "all matches with the columns shown", onclick: () => save("csv") }, "CSV"),
     h("button", { type: "button", class: "small", title: "all matches with the columns shown", onclick: () => save("json") }, "JSON"));
 }

@@ -139,7 +139,7 @@ function onKey(event) {
     "?": showHelp,
     t: switchTheme,
     r: randomLatent,
-    c: () => copyText(location.href).then((done) => ($("#announce").textContent = done ? "link copied" : "the browser does not let this page copy")),
+    c: () => copyText(pageLink()).then((done) => ($("#announce").textContent = done ? "link copied" : "the browser does not let this page copy")),
     j: () => list?.move(1),
     k: () => list?.move(-1),
     w: nextWidth,
@@ -186,6 +186,7 @@ function start() {
   }
   document.addEventListener("keydown", onKey);
   addEventListener("hashchange", route);
+  watchPlots();
   history.scrollRestoration = "manual";
   route();
 }
