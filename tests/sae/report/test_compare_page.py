@@ -1,5 +1,6 @@
 """The comparison and the map in a real browser, on two SAEs made up of each other's latents."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,10 @@ import torch
 from sae.architectures import build_sae
 from sae.architectures.config import TopKConfig
 from sae.config import Spec
+from sae.report import compare
+from sae.report.compare import comparable_pairs
 from sae.report.config import ReportConfig, ReportedSAE, ReportSpec
-from sae.report.inputs import unique_keys
+from sae.report.inputs import open_inputs, unique_keys
 from sae.report.render import render_report
 from sae.store import records
 from sae.store.filesystem import Storage
@@ -58,8 +61,8 @@ def two_decoders() -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def pair(synthetic: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a report on the two."""
+def sweep(synthetic: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Storage, ReportSpec]:
+    """The two with made-up evaluations and statistics."""
     storage = Storage(str(tmp_path_factory.mktemp("root")))
     saes = []
     for name, W_dec in zip(NAMES, two_decoders(), strict=True):
@@ -67,7 +70,13 @@ def pair(synthetic: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
         evaluation = synthetic.write_evaluation(storage, name, len(W_dec))
         sae = write_weights(storage, name, W_dec)
         saes.append(ReportedSAE(name=name, sae=sae, evaluation=evaluation, statistics=statistics))
-    spec = ReportSpec(config=ReportConfig(title="Two SAEs", chunk_bytes=20_000), saes=tuple(saes))
+    return storage, ReportSpec(config=ReportConfig(title="Two SAEs", chunk_bytes=20_000), saes=tuple(saes))
+
+
+@pytest.fixture(scope="module")
+def pair(sweep: tuple[Storage, ReportSpec], synthetic: Any) -> Path:
+    """The folder of a report on the two."""
+    storage, spec = sweep
     record = render_report(storage, spec, synthetic.LINEAGE)
     return Path(storage.full(record.folder))
 
@@ -83,6 +92,23 @@ def test_only_a_report_with_two_comparable_saes_offers_the_comparison(pair: Path
     assert "compare" not in summary_of(report.folder)["views"]
     assert "Compare</a>" not in (report.folder / "index.html").read_text()
     assert all(file.stat().st_size < 1_000_000 for file in (pair / "data/compare").rglob("*.js"))
+
+
+def test_every_two_saes_are_compared_up_to_a_limit_and_then_neighbouring_widths(
+    sweep: tuple[Storage, ReportSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_inputs(*sweep) as (small, large):
+        assert comparable_pairs([small, large]) == ([(0, 1)], 0)
+        assert len(comparable_pairs([small] * 8)[0]) == 28
+        widths = [dataclasses.replace(large, latents=large.latents.slice(0, n)) for n in (90, 30, 60, *range(31, 37))]
+        by_width, left_out = comparable_pairs(widths)
+        assert sorted(by_width) == [(0, 2), (1, 3), (2, 8), (3, 4), (4, 5), (5, 6), (6, 7), (7, 8)]
+        assert left_out == 28
+        monkeypatch.setattr(compare, "MAX_WORK", 3 * N_A * N_A - 1)
+        assert comparable_pairs([small] * 3) == ([(0, 1), (1, 2)], 1)
+        elsewhere = dataclasses.replace(large, snapshot="activations/fedcba9876543210")
+        assert compare.compare(small, elsewhere, 0).about["way"] == "firing"
+        assert comparable_pairs([small, dataclasses.replace(elsewhere, rows=None)]) == ([], 0)
 
 
 def test_comparison_shows_classes_pairs_and_contexts_side_by_side(pair: Path, visit: Callable[..., Any]) -> None:

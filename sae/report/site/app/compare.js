@@ -90,9 +90,17 @@ function pairNumbers(pair) {
   }
   rows.push(row("mutual best matches", "each the other's best", (side) => `${count(side.mutual)} (${percent(side.mutual / side.live)})`));
   if (pair.way === "decoder" && pair.rows) rows.push(row("the same by both", "best by cosine is best by firing", (side) => `${count(side.agree)} (${percent(side.agree / side.live)})`));
+  const same = sameNumber(pair);
+  if (same > pair.sides[0].mutual / 20) rows.push(row("the same number in both", "of mutual best matches; SAEs of one seed start from the same random directions", (side) => `${count(same)} (${percent(same / side.mutual)})`));
   return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Numbers of the comparison" }, h("table", { class: "pair-numbers" },
     h("thead", {}, h("tr", {}, h("th", { scope: "col" }, ""), ["a", "b"].map((name, i) => h("th", { scope: "col", class: "num" }, sideMark(name), ` ${pair.sides[i].sae.name} → ${pair.sides[1 - i].sae.name}`)))),
     h("tbody", {}, rows)));
+}
+
+/** Mutual best matches with one id: many of them mean a common start, not that the same was found twice. @param {Pair} pair */
+function sameNumber(pair) {
+  const [a, b] = pair.sides;
+  return a.match.reduce((n, other, id) => n + (other === id && b.match[id] === id), 0);
 }
 
 function plotFigure(title, note, svg, columns, rows) {
