@@ -149,7 +149,10 @@ def test_a_model_that_does_not_predict_the_next_token_is_not_steered(served: Any
     assert refused.value.status == 409
 
 
-def test_an_empty_prompt_is_the_start_of_a_document(server: Any) -> None:
-    asked = [{"latent": 0, "mode": "ablate"}]
-    found = server.post("generate", prompt="", sae="live", n_tokens=2, interventions=asked).json
+def test_an_empty_prompt_is_the_start_of_a_document_where_nothing_is_steered_yet(server: Any) -> None:
+    asked = [{"latent": 0, "mode": "clamp", "value": 100.0}]
+    found = server.post("generate", prompt="", sae="live", n_tokens=1, interventions=asked).json
     assert ids_of(found["prompt"]) == [0]
+    assert found["largest_change"] == 0, "the separator keeps its activations"
+    longer = server.post("generate", prompt="", sae="live", n_tokens=4, interventions=asked).json
+    assert longer["largest_change"] > 1e-4
