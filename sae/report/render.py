@@ -1,6 +1,5 @@
 """Render one report: read what is known about each SAE, write a folder of static files, commit it."""
 
-import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -13,35 +12,21 @@ import xxhash
 
 from sae.progress import Progress, silent
 from sae.report import charts, chunks
+from sae.report.assets import LATER_SCRIPTS, read_script, read_style, write_asset
 from sae.report.compare import write_comparisons
 from sae.report.config import ReportSpec
 from sae.report.decoder_map import write_map
 from sae.report.display import plain
 from sae.report.inputs import SAEInputs, open_inputs
+from sae.report.live_plots import write_live_plots
 from sae.report.numbers import decimal
-from sae.report.overview import Overview, overview, sweep_plots
+from sae.report.overview import Overview, all_charts, overview, sweep_plots
 from sae.report.pages import SAEPages, write_pages
 from sae.report.tables import write_tables
 from sae.report.toy import toy_of, verdict
 from sae.report.try_it import write_passages
 from sae.store import records
 from sae.store.filesystem import Storage
-
-SCRIPTS = (
-    *("types", "dom", "numbers", "chunks", "data", "addresses", "query", "search"),
-    *("random", "list", "export", "contexts", "histogram", "evidence", "labels", "latent", "judge"),
-    *("pairs", "compare", "map", "toy", "live", "reader", "steer", "try"),
-    *("shell", "start"),
-)
-"""Files of site/app, in the order in which they become one script: the ground, the views, what joins them."""
-STYLES = ("base", "shell", "tables", "overview", "contexts", "list", "latent", "compare", "map", "toy", "try", "media")
-"""Files of site/style, in the order in which they become one stylesheet."""
-_SCRIPT_HEAD = """\
-// The report's script, joined from sae/report/site/app: a classic script without dependencies, for file://.
-// Text reaches the page only as text nodes and attributes, never as markup: every token is untrusted.
-"use strict";
-const SAE = (() => {
-"""
 
 
 def render_report(
@@ -96,9 +81,12 @@ def _page(
     """index.html; writes the script and the stylesheet it names."""
     site = resources.files("sae.report") / "site"
     assets = {
-        "js": _write_asset(folder, read_script(site), "js"),
-        "css": _write_asset(folder, read_style(site), "css"),
+        "js": write_asset(folder, "app", read_script(site), "js"),
+        "css": write_asset(folder, "app", read_style(site), "css"),
     }
+    later = write_asset(folder, "views", read_script(site, LATER_SCRIPTS), "js")
+    sweeps = sweep_plots(saes)
+    vega = write_live_plots(folder, all_charts(overviews, sweeps))
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["decimal"] = decimal
     template = environment.from_string((site / "index.html.j2").read_text(encoding="utf-8"))
@@ -106,7 +94,7 @@ def _page(
         title=plain(spec.config.title, 120),
         seed=spec.config.seed,
         saes=overviews,
-        sweeps=sweep_plots(saes),
+        sweeps=sweeps,
         n_latents={inputs.key: inputs.latents.num_rows for inputs in saes},
         lineage=lineage,
         known={key: verdict(toy) for key, toy in toys.items()},
@@ -114,7 +102,8 @@ def _page(
         compared=bool(compared["pairs"]),
         mapped=any(mapped.values()),
         has_text=any(map(_has_text, saes)),
-        summary=_summary(spec, saes, pages, overviews, mapped, compared, n_passages, has_toy=bool(toys)),
+        summary=_summary(spec, saes, pages, overviews, mapped, compared, n_passages, has_toy=bool(toys))
+        | {"later": later, "vega": vega},
         **assets,
     )
 
@@ -199,25 +188,6 @@ def _fact(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return decimal(value) if isinstance(value, float) else str(value)
-
-
-def read_script(site: Any) -> bytes:
-    """The files of site/app in their order as one classic script: modules do not load from file://."""
-    texts = [(site / "app" / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS]
-    return (_SCRIPT_HEAD + "\n".join(texts) + "})();\n").encode()
-
-
-def read_style(site: Any) -> bytes:
-    """The files of site/style in their order as one stylesheet."""
-    return "\n".join((site / "style" / f"{name}.css").read_text(encoding="utf-8") for name in STYLES).encode()
-
-
-def _write_asset(folder: Path, data: bytes, suffix: str) -> str:
-    """Write a file of the site under a name with its hash, so that a bucket can cache it for ever."""
-    name = f"app.{hashlib.sha256(data).hexdigest()[:10]}.{suffix}"
-    (folder / "assets").mkdir(exist_ok=True)
-    (folder / "assets" / name).write_bytes(data)
-    return name
 
 
 def _write_manifest(folder: Path, spec: ReportSpec) -> None:

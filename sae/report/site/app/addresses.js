@@ -37,6 +37,13 @@ const latentAddress = (sae, id, state) => address(sae, `latent/${id}`, state);
 /** How contexts are drawn, without the list they were reached from. */
 const contextState = (at) => ({ w: at.w, scale: at.scale });
 
+/** @param {{latent?: ?number, p?: number}} state */
+function tryAddress(sae, state) {
+  const params = new URLSearchParams();
+  for (const [name, value] of Object.entries(state)) if (value != null && value !== "") params.set(name, value);
+  return address(sae, "try") + (params.size ? `?${params}` : "");
+}
+
 /** The latents that prefer a token, as a list. @param {Segment[]} segments */
 const tokenAddress = (sae, segments) => address(sae, "latents", { q: `token:${quoted(flat(segments))}` });
 

@@ -39,6 +39,16 @@ function runScript(key) {
   });
 }
 
+/** A script of assets/ by its name. */
+function loadAsset(name) {
+  const script = h("script", { src: `assets/${name}` });
+  return new Promise((resolve, reject) => {
+    script.onload = resolve;
+    script.onerror = () => reject(new ChunkError(`assets/${name.replace(/\.js$/, "")}`, "is missing"));
+    document.head.append(script);
+  }).finally(() => script.remove());
+}
+
 function fromBase64(text) {
   if (Uint8Array.fromBase64) return Uint8Array.fromBase64(text);
   const binary = atob(text);

@@ -114,10 +114,10 @@ function judgeResult(at, ids, verdicts, n, seed) {
   const { sae } = at;
   const given = Array.from(ids).filter((id) => verdicts[id]);
   const told = h("span", { id: "imported", class: "note", role: "status" });
-  const save = () => saveFile(`judgements-${sae.key}-${seed}.json`, `${JSON.stringify({
+  const save = () => saveFile(`judgements-${sae.key}-${seed}.json`, JSON.stringify({
     format: JUDGE_FORMAT, report: summary.report, title: summary.title, sae: sae.key, units: "latents", n, seed,
     verdicts: given.map((latent) => ({ latent, verdict: verdicts[latent] })),
-  }, null, 1)}\n`, "application/json");
+  }, null, 1) + "\n", "application/json");
   const load = async (event) => {
     const problem = importVerdicts(sae, await event.target.files[0].text().catch(() => ""));
     if (problem) told.textContent = problem;

@@ -5,11 +5,17 @@ const VIEWS = {
   latents: listView,
   latent: latentView,
   judge: judgeView,
-  map: mapView,
-  compare: compareView,
-  try: tryView,
   toy: toyView,
+  map: later((at) => mapView(at)),
+  compare: later((at) => compareView(at)),
+  try: later((at) => tryView(at)),
 };
+
+/** A view of the second script, which is loaded before it. */
+function later(view) {
+  return (at) => once(summary.later, loadAsset).then(() => view(at));
+}
+
 const HELP = [
   ["/", "search"], ["j k", "next, previous row of the list"], ["Enter", "open the row"], ["[ ]", "previous, next latent of the current list"],
   ["r", "a random live latent"], ["c", "copy the link"], ["1 2 3", "judge: clear, partly, unclear"], ["t", "theme"], ["w", "width of the contexts"], ["← →", "walk the tokens of a focused context"], ["Enter", "on such a token: the latents that prefer it"], ["Esc", "back to the list"],

@@ -7,7 +7,5 @@ try {
 if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start);
 else start();
 
-/** Ids of the latents that a query finds in the SAE on the page. */
-const find = async (q) => Array.from((await results(current.sae, q, "")).ids);
-
-return { put, loadColumn, loadJSON, parseQuery, find };
+/** What data files call, and what tests ask. `find`: ids of the latents that a query finds in the SAE on the page. */
+const SAE = { put, loadColumn, loadJSON, parseQuery, find: async (q) => Array.from((await results(current.sae, q, "")).ids) };

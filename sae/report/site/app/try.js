@@ -6,13 +6,6 @@ const PREFERRING = 8;
 /** Latents shown of a token, and of a whole text. */
 const LISTED = 8;
 
-/** @param {{latent?: ?number, p?: number}} state */
-function tryAddress(sae, state) {
-  const params = new URLSearchParams();
-  for (const [name, value] of Object.entries(state)) if (value != null && value !== "") params.set(name, value);
-  return address(sae, "try") + (params.size ? `?${params}` : "");
-}
-
 /** A number of the address, or null. @param {Address} at */
 function wholeParam(at, name, limit) {
   const text = at.params.get(name) || "";
