@@ -14,7 +14,7 @@ from sae.store import records
 from sae.store.filesystem import Storage
 from sae.store.snapshot import Snapshot
 from sae.subject.load import Subject
-from sae.subject.text import token_bytes
+from sae.subject.text import printable, token_bytes
 
 TABLES = {"latents": "interpretability.parquet", "neurons": "neurons.parquet"}
 """Units whose scores are also kept one by one."""
@@ -35,7 +35,7 @@ def write_rule_scores(
     assert texts is not None, "scores are of rows with text"
     min_fires = spec.config.min_fires
     labels = records.require_record(storage, spec.tokens[0]).metrics.get("label_names")
-    names = Names(lambda ids: [shown(name) for name in token_bytes(subject.tokenizer, ids.tolist())], labels)
+    names = Names(lambda ids: [printable(name) for name in token_bytes(subject.tokenizer, ids.tolist())], labels)
     scores: dict[str, UnitScores] = {
         "latents": score_units(found.firings, found.counts.d_sae, texts),
         "neurons": score_neurons(storage, snapshot, texts),
@@ -55,12 +55,3 @@ def write_rule_scores(
         ),
         **{name: summarize(unit_scores, min_fires) for name, unit_scores in scores.items()},
     }
-
-
-def shown(token: bytes) -> str:
-    """A token's bytes as text in which nothing is hidden: what is not printable is escaped with a backslash."""
-    try:
-        text = token.decode().replace("\\", "\\\\")
-    except UnicodeDecodeError:
-        return "".join(chr(byte) if 32 <= byte < 127 and byte != 92 else f"\\x{byte:02x}" for byte in token)
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -12,7 +12,6 @@ from sae.architectures.config import StandardConfig, TopKConfig
 from sae.evaluate.config import Concept, EvaluationConfig, EvaluationSpec, Replicates
 from sae.evaluate.evaluate import evaluate_sae
 from sae.evaluate.known_answers import rows_in_source_order
-from sae.evaluate.rule_scores import shown
 from sae.store import records
 from sae.store.filesystem import Storage
 from sae.store.reader import read_snapshot
@@ -246,20 +245,3 @@ def test_true_directions_are_compared_where_they_are_known(make_given_world) -> 
     found = evaluated(world, spec_of(world, EvaluationConfig(n_bootstrap=0), None))["evaluation.json"]
     cosines = world.sae.W_dec.detach().numpy().max(axis=0)
     assert found["superposition"]["mmcs"] == pytest.approx(cosines.mean(), rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("token", "expected"),
-    [
-        (b" the", " the"),
-        (b"\n\t", "\\n\\t"),
-        (b"\\n", "\\\\n"),
-        (b"\xe2\x80", "\\xe2\\x80"),
-        (b"\xe2'\\", "\\xe2'\\x5c"),
-        ("\u202eabc".encode(), "\\u202eabc"),
-        ("é漢".encode(), "é漢"),
-        (b'"quoted"\'', '"quoted"\''),
-    ],
-)
-def test_token_names_hide_nothing(token: bytes, expected: str) -> None:
-    assert shown(token) == expected

@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from synthetic_text import HOSTILE_TEXT, SYNTAX, Text, shown
+from synthetic_text import HOSTILE_TEXT, SYNTAX, Text
+
+from sae.subject.text import printable
 
 N_ROWS = 200_000
 EDGES = 2.0 ** (np.arange(129) / 4 - 16)
@@ -220,7 +222,7 @@ def _rules(
         elif n_fired[row] >= 5 and code in best and best[code][1][row] >= 0.5:
             value, precision, recall = (column[row] for column in best[code])
             token = text.vocabulary[value] if code < 2 else None
-            name = SYNTAX[value] if token is None else shown(token)
+            name = SYNTAX[value] if token is None else printable(token)
             figures[row] = precision, recall, precision * N_ROWS * recall / max(precision * n_fired[row], 1)
         names.append(name)
         tokens.append(token)

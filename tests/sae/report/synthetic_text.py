@@ -84,12 +84,3 @@ def source_text(extra: tuple[bytes, ...] = ()) -> Text:
     vocabulary = sorted(set(split))
     index = {piece: i for i, piece in enumerate(vocabulary)}
     return Text(vocabulary, np.array([index[piece] for piece in split]))
-
-
-def shown(token: bytes) -> str:
-    """A token as the statistics name it: what is not printable is escaped."""
-    try:
-        text = token.decode().replace("\\", "\\\\")
-    except UnicodeDecodeError:
-        return "".join(chr(byte) if 32 <= byte < 127 and byte != 92 else f"\\x{byte:02x}" for byte in token)
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

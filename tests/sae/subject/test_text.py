@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from sae.subject.text import token_bytes
+from sae.subject.text import printable, token_bytes
 
 TEXTS = ["naïve café — 漢字 and 🙂 smile", "  two  spaces\n\ttab\r\n", "the cat sat", "def add(self):\n    return 1\n"]
 
@@ -46,3 +46,20 @@ def test_wordpiece_continuations_follow_without_a_space(tokenizer_of):
 def test_special_tokens_give_their_names_and_unknown_ids_nothing(tokenizer_of):
     tokenizer = tokenizer_of("gpt2")
     assert token_bytes(tokenizer, [0, -1, 10**6]) == [b"<|endoftext|>", b"", b""]
+
+
+@pytest.mark.parametrize(
+    ("token", "expected"),
+    [
+        (b" the", " the"),
+        (b"\n\t", "\\n\\t"),
+        (b"\\n", "\\\\n"),
+        (b"\xe2\x80", "\\xe2\\x80"),
+        (b"\xe2'\\", "\\xe2'\\x5c"),
+        ("\u202eabc".encode(), "\\u202eabc"),
+        ("é漢".encode(), "é漢"),
+        (b'"quoted"\'', '"quoted"\''),
+    ],
+)
+def test_token_names_hide_nothing(token: bytes, expected: str) -> None:
+    assert printable(token) == expected
