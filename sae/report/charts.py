@@ -19,6 +19,7 @@ import pyarrow as pa
 from sae.report.numbers import compact, decimal
 
 HOW_TO_GET_PLOTS = "Plots need vl-convert: install sae-pipeline with the extra `report` and render the report again."
+VEGA_LITE = "6.4"
 WIDTH, HEIGHT = 300, 150
 _BIN = 0.25
 """Width of the bins of log10 frequency, in decades."""
@@ -62,9 +63,7 @@ def render_svg(chart: Chart) -> str | None:
         vl_convert = importlib.import_module("vl_convert")
     except ImportError:
         return None
-    svg: str = vl_convert.vegalite_to_svg(chart.spec, vl_version="6.4")
-    for placeholder, variable in _VARIABLES.items():
-        svg = svg.replace(f'"{placeholder}"', f'"{variable}"')
+    svg = with_variables(vl_convert.vegalite_to_svg(chart.spec, vl_version=VEGA_LITE))
     opening = re.compile(r'<svg[^>]*?width="([\d.]+)" height="([\d.]+)"[^>]*>')
     label = html.escape(f"{chart.title}. {chart.description}", quote=True)
     return opening.sub(
@@ -77,6 +76,13 @@ def render_svg(chart: Chart) -> str | None:
     )
 
 
+def with_variables(text: str) -> str:
+    """SVG or JSON with the placeholders of colours as CSS variables."""
+    for placeholder, variable in _VARIABLES.items():
+        text = text.replace(f'"{placeholder}"', f'"{variable}"')
+    return text
+
+
 def render_png(chart: Chart) -> bytes | None:
     """The chart as a PNG in the light theme, for places without the page's stylesheet; None without vl-convert."""
     try:
@@ -86,7 +92,7 @@ def render_png(chart: Chart) -> bytes | None:
     spec = json.dumps(chart.spec | {"background": "#ffffff"})
     for placeholder, colour in zip(_VARIABLES, _LIGHT, strict=True):
         spec = spec.replace(f'"{placeholder}"', f'"{colour}"')
-    png: bytes = vl_convert.vegalite_to_png(spec, vl_version="6.4", scale=2)
+    png: bytes = vl_convert.vegalite_to_png(spec, vl_version=VEGA_LITE, scale=2)
     return png
 
 
@@ -105,6 +111,7 @@ def density_chart(frequency: np.ndarray, n_rows: int) -> Chart:
         x2={"field": "to"},
         y=y_axis("n", "latents"),
     )
+    spec["usermeta"] = {"filter": {"freq": ["from", "to"]}}
     return Chart(
         "Firing frequency",
         f"{len(live):,} live latents by log10 of the share of {n_rows:,} tokens on which they fire",
@@ -137,6 +144,7 @@ def activation_chart(frequency: np.ndarray, mean_act: np.ndarray) -> Chart:
         color={
             "field": "n",
             "type": "quantitative",
+            "title": "latents",
             "scale": {"type": "threshold", "domain": limits, "range": steps},
             "legend": None,
         },
@@ -147,6 +155,7 @@ def activation_chart(frequency: np.ndarray, mean_act: np.ndarray) -> Chart:
         for k, (low, high) in enumerate(itertools.pairwise(bounds))
         if high > low
     ]
+    spec["usermeta"] = {"filter": {"freq": ["x", "x2"], "mean": ["y", "y2"]}}
     return Chart(
         "Mean activation by frequency",
         "rare and strong latents lie at the upper left, dense and weak ones at the lower right",
@@ -312,9 +321,10 @@ def _half_decades(edges: np.ndarray) -> list[float]:
 def x_axis(name: str, title: str, ticks: list[float] | None = None) -> dict[str, Any]:
     """A quantitative field along x."""
     axis = {"title": title, "tickCount": 6} | ({"values": ticks} if ticks else {})
-    return {"field": name, "type": "quantitative", "axis": axis}
+    return {"field": name, "type": "quantitative", "axis": axis} | ({"title": title} if title else {})
 
 
 def y_axis(name: str, title: str | None) -> dict[str, Any]:
     """A quantitative field along y."""
-    return {"field": name, "type": "quantitative", "axis": {"title": title, "tickCount": 4, "domain": False}}
+    axis = {"title": title, "tickCount": 4, "domain": False}
+    return {"field": name, "type": "quantitative", "axis": axis} | ({"title": title} if title else {})

@@ -7,6 +7,7 @@ from sae.report.display import plain
 from sae.report.numbers import decimal, interval, percent
 
 _ROW_HEIGHT, _NAMES_WIDTH = 15, 92
+_FROM, _TO = {"title": "95 % interval from"}, {"field": "high", "title": "to"}
 
 
 def error_charts(evaluation: dict[str, Any]) -> list[Chart]:
@@ -36,6 +37,7 @@ def _columns(groups: list[dict[str, Any]], measure: str, whole: float | None, ti
         "field": "name",
         "type": "ordinal",
         "sort": None,
+        "title": axis,
         "axis": {"title": axis, "labelAngle": 0, "labelOverlap": False},
     }
     unit = "nats" if measure == "increase" else "FVU"
@@ -44,7 +46,7 @@ def _columns(groups: list[dict[str, Any]], measure: str, whole: float | None, ti
         {"mark": spec.pop("mark"), "encoding": {"x": x, "y": y_axis("value", unit)}},
         {
             "mark": {"type": "rule", "color": TEXT},
-            "encoding": {"x": x, "y": y_axis("low", unit), "y2": {"field": "high"}},
+            "encoding": {"x": x, "y": y_axis("low", unit) | _FROM, "y2": _TO},
         },
         *_whole(whole, "y"),
     ]
@@ -57,14 +59,14 @@ def _rows(groups: list[dict[str, Any]], whole: float | None, title: str) -> Char
     values = _values(groups, "fvu")
     room = {"minExtent": _NAMES_WIDTH, "labelLimit": _NAMES_WIDTH}
     axis = {"title": None, "domain": False, "ticks": False, **room}
-    y = {"field": "name", "type": "ordinal", "sort": None, "axis": axis}
+    y = {"field": "name", "type": "ordinal", "sort": None, "title": "group", "axis": axis}
     spec = spec_of(values, {"type": "bar", "color": MARK})
     spec |= {"width": WIDTH - _NAMES_WIDTH, "height": {"step": _ROW_HEIGHT}}
     spec["layer"] = [
         {"mark": spec.pop("mark"), "encoding": {"y": y, "x": x_axis("value", "FVU")}},
         {
             "mark": {"type": "rule", "color": TEXT},
-            "encoding": {"y": y, "x": x_axis("low", "FVU"), "x2": {"field": "high"}},
+            "encoding": {"y": y, "x": x_axis("low", "FVU") | _FROM, "x2": _TO},
         },
         *_whole(whole, "x"),
     ]

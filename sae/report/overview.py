@@ -26,6 +26,8 @@ MIN_DRAWN = 30
 class Plot:
     """A chart and its rendering; `svg` is None where vl-convert is missing."""
 
+    id: str
+    """Unique in the page."""
     chart: charts.Chart
     svg: str | None
 
@@ -79,8 +81,8 @@ def overview(inputs: SAEInputs, pages: SAEPages) -> Overview:
         headlines=headlines(inputs),
         tables=[table for table in (rule_table(inputs), probe_table(inputs)) if table is not None],
         figures=figures(inputs),
-        errors=_draw(error_charts(inputs.evaluation)),
-        plots=_draw(_charts(inputs)),
+        errors=_draw(f"{inputs.key}-error", error_charts(inputs.evaluation)),
+        plots=_draw(f"{inputs.key}-plot", _charts(inputs)),
         random=[_random(inputs, latent, context) for latent, context in pages.random_latents],
         has_labels=inputs.latents["rule_kind"].null_count < inputs.latents.num_rows,
         warnings=_warnings(inputs),
@@ -94,7 +96,7 @@ def sweep_plots(saes: list[SAEInputs]) -> list[Plot]:
         points = [point for inputs in saes if (point := _sweep_point(inputs, measure)) is not None]
         if len(points) > 1:
             drawn.append(charts.sweep_chart(points, measure))
-    return _draw(drawn)
+    return _draw("sweep", drawn)
 
 
 def _sweep_point(inputs: SAEInputs, measure: str) -> dict[str, Any] | None:
@@ -106,8 +108,14 @@ def _sweep_point(inputs: SAEInputs, measure: str) -> dict[str, Any] | None:
     return {"name": plain(inputs.entry.name, 40), "l0": l0, measure: value, "low": low, "high": high}
 
 
-def _draw(found: list[charts.Chart]) -> list[Plot]:
-    return [Plot(chart, charts.render_svg(chart)) for chart in found]
+def all_charts(overviews: list[Overview], sweeps: list[Plot]) -> dict[str, charts.Chart]:
+    """Every chart of the page by its id."""
+    plots = [plot for shown in overviews for plot in (*shown.errors, *shown.plots)]
+    return {plot.id: plot.chart for plot in (*sweeps, *plots)}
+
+
+def _draw(prefix: str, found: list[charts.Chart]) -> list[Plot]:
+    return [Plot(f"{prefix}-{i}", chart, charts.render_svg(chart)) for i, chart in enumerate(found)]
 
 
 def step_of(value: float, maximum: float) -> int:

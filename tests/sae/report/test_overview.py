@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,3 +153,89 @@ def test_every_colour_of_a_chart_is_a_variable(evaluation: dict[str, Any]) -> No
 @pytest.mark.parametrize(("value", "text"), [(0.121, "+.121"), (-0.02, "-.0200"), (0.0, "0"), (None, "n/a")])
 def test_differences_carry_their_sign(value: float | None, text: str) -> None:
     assert signed(value) == text
+
+
+def touch(page: Any, title: str) -> Any:
+    """Put the pointer on a plot and wait until it is alive."""
+    figure = page.locator(f".plot-figure:has(h3:text-is('{title}'))")
+    figure.locator("svg.plot").scroll_into_view_if_needed()
+    figure.locator("svg.plot").hover()
+    page.wait_for_function("f => f.classList.contains('live')", arg=figure.element_handle(), timeout=20_000)
+    return figure
+
+
+@pytest.mark.browser
+def test_a_plot_comes_alive_when_it_is_touched(report: Any, visit: Callable[..., Any]) -> None:
+    pytest.importorskip("vl_convert")
+    page = visit(report.folder).open()
+    assert page.evaluate("typeof vegaEmbed") == "undefined", "nothing of it is loaded before"
+    before = page.locator(".plot-figure:has(h3:text-is('FVU by position')) svg.plot")
+    size = before.bounding_box()
+    colour = "e => getComputedStyle(e.querySelector('[aria-roledescription=bar]')).fill"
+    drawn = before.evaluate(colour)
+    figure = touch(page, "FVU by position")
+    live = figure.locator(".plot > svg")
+    assert live.bounding_box()["height"] == pytest.approx(size["height"], abs=6)
+    assert live.evaluate(colour) == drawn == "rgb(181, 101, 29)"
+    figure.locator("[aria-roledescription=bar]").nth(2).hover()
+    tooltip = page.locator("#vg-tooltip-element.visible")
+    tooltip.wait_for()
+    assert re.search(r"2-3\b.*0\.234", tooltip.inner_text(), re.DOTALL)
+    page.keyboard.press("t")
+    assert live.evaluate(colour) == "rgb(221, 143, 60)", "the theme reaches a live plot"
+
+
+@pytest.mark.browser
+def test_a_click_on_a_bar_lists_its_latents(report: Any, visit: Callable[..., Any]) -> None:
+    pytest.importorskip("vl_convert")
+    page = visit(report.folder).open()
+    figure = touch(page, "Firing frequency")
+    bar = figure.locator("[aria-roledescription=bar]").nth(9)
+    (n_latents,) = re.findall(r"latents: (\d+)", bar.get_attribute("aria-label"))
+    bar.click()
+    page.wait_for_function(
+        "n => document.querySelector('#n-results')?.textContent.startsWith(n)", arg=f"{n_latents} of "
+    )
+
+
+@pytest.mark.browser
+def test_without_vega_the_picture_stays(report: Any, tmp_path: Path, visit: Callable[..., Any]) -> None:
+    pytest.importorskip("vl_convert")
+    folder = Path(shutil.copytree(report.folder, tmp_path / "report"))
+    next((folder / "assets").glob("vega.*")).unlink()
+    opened = visit(folder)
+    page = opened.open()
+    svg = page.locator("svg.plot").first
+    svg.scroll_into_view_if_needed()
+    svg.hover()
+    page.wait_for_function("document.querySelector('.plot-figure:not([data-touched])')")
+    page.wait_for_timeout(200)
+    assert page.locator("svg.plot").first.is_visible()
+    assert all("ERR_FILE_NOT_FOUND" in problem for problem in opened.problems)
+    opened.problems.clear()
+
+
+@pytest.mark.browser
+def test_hostile_names_stay_text_in_a_live_plot(
+    render: Callable[..., Any], synthetic: Any, tmp_path: Path, visit: Callable[..., Any]
+) -> None:
+    pytest.importorskip("vl_convert")
+    from sae.report.live_plots import live_spec, write_live_plots
+    from sae.report.overview import _draw
+
+    found = render(n_latents=40)
+    folder = Path(shutil.copytree(found.folder, tmp_path / "report"))
+    names = ("<img src=x onerror=window.PWN=1>", "</script><script>window.PWN=1</script>")
+    groups = [{"name": n, "n_rows": 10, "fvu": 0.1, "fvu_interval": None, "error_share": 0.5} for n in names]
+    (chart,) = error_charts({"fvu": 0.2, "error_by": {"syntax_label": groups}, "ce": None})
+    (plot,) = _draw("topk-24-error", [chart])
+    assert write_live_plots(folder, {plot.id: chart}) is not None
+    assert "var(--mark)" in json.dumps(live_spec(chart))
+    page = visit(folder).open()
+    figure = touch(page, "FVU by position")
+    figure.locator("[aria-roledescription=bar]").first.hover()
+    tooltip = page.locator("#vg-tooltip-element.visible")
+    tooltip.wait_for()
+    assert "img" in tooltip.inner_text()
+    assert tooltip.locator("img, script").count() == 0
+    assert page.evaluate("window.PWN") is None
