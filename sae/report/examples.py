@@ -75,24 +75,46 @@ def _contexts(batch: pa.RecordBatch, tokens: "_Tokens") -> Iterator[tuple[int, C
     """Lists are read as flat arrays with offsets: Python objects are made per token only where they are shown."""
     plain_columns = ("latent", "group", "value", "seq", "pos", "split", "doc_name", "peak")
     rows = zip(*(batch[name].to_pylist() for name in plain_columns), strict=True)
+    ends = np.cumsum([0, *batch["token_ids"].value_lengths().to_pylist()]).tolist()
+    shown = _shown(batch, tokens, ends)
+    firing = _firing(batch["activations"].flatten().to_numpy(zero_copy_only=False), ends)
+    for (latent, group, value, seq, pos, split, document, peak), window, fires in zip(rows, shown, firing, strict=True):
+        context = Context(group, short(value), peak, seq, pos, split, _document(document or ""), window, fires)
+        yield latent, context
+
+
+def _shown(batch: pa.RecordBatch, tokens: "_Tokens", ends: list[int]) -> Iterator[list[Token]]:
+    """The tokens of every window. Windows of whole tokens alone, nearly all, are looked up without looking closer."""
     ids = batch["token_ids"].flatten().to_numpy(zero_copy_only=False)
-    acts = batch["activations"].flatten().to_numpy(zero_copy_only=False)
     encoded = batch["token_bytes"].flatten().dictionary_encode()
     pieces = [bytes(value) for value in encoded.dictionary.to_pylist()]
-    whole = np.array([is_whole(piece) for piece in pieces], bool)
     codes = encoded.indices.to_numpy(zero_copy_only=False)
-    ends = np.cumsum([0, *batch["token_ids"].value_lengths().to_pylist()])
-    for (latent, group, value, seq, pos, split, document, peak), start, end in zip(
-        rows, ends[:-1], ends[1:], strict=True
-    ):
-        window = codes[start:end]
-        raw = [pieces[code] for code in window]
-        shown = tokens.show(ids[start:end].tolist(), raw, whole[window].tolist())
-        firing = [(int(i), short(acts[start + i])) for i in np.flatnonzero(acts[start:end])]
-        yield (
-            latent,
-            Context(group, short(value), peak, seq, pos, split, _document(document or ""), shown, firing),
-        )
+    pairs, kind = np.unique(ids.astype(np.int64) << 32 | codes, return_inverse=True)
+    kinds = [(int(pair >> 32), pieces[pair & 0xFFFFFFFF]) for pair in pairs]
+    whole = [is_whole(piece) for _, piece in kinds]
+    alone = [
+        tokens.show([number], [piece], [True])[0] if ok else None
+        for (number, piece), ok in zip(kinds, whole, strict=True)
+    ]
+    broken = np.cumsum([0, *~np.array(whole, bool)[kind]]).tolist()
+    kind = kind.tolist()
+    for start, end in itertools.pairwise(ends):
+        window = kind[start:end]
+        if broken[start] == broken[end]:
+            yield [alone[i] for i in window]
+        else:
+            yield tokens.show([kinds[i][0] for i in window], [kinds[i][1] for i in window], [whole[i] for i in window])
+
+
+def _firing(activations: np.ndarray, ends: list[int]) -> Iterator[list[tuple[int, float]]]:
+    """(index in the window, activation) of what is not silent, by window."""
+    places = np.flatnonzero(activations)
+    bounds = np.searchsorted(places, ends).tolist()
+    # As text and back: `short` of all at once.
+    values = activations[places].astype(str).astype(np.float64).tolist()
+    index = places.tolist()
+    for start, (first, last) in zip(ends[:-1], itertools.pairwise(bounds), strict=True):
+        yield [(index[i] - start, values[i]) for i in range(first, last)]
 
 
 class _Tokens:

@@ -29,20 +29,41 @@ def encode_latents(latents: list[Latent], n_rows: int) -> bytes:
 
     `bytes` holds the bytes, in hex, of tokens that are not shown as they are.
     """
-    dictionary: dict[Token, int] = {}
+    dictionary = _Dictionary()
     body = [_latent_object(latent, n_rows, dictionary) for latent in latents]
     return chunks.encode_json(
         {
             "schema": chunks.SCHEMA_VERSION,
             "start": latents[0].row["latent"],
-            "tokens": [[token.id, *token.shown] for token in dictionary],
-            "bytes": {index: token.raw.hex() for token, index in dictionary.items() if not _is_literal(token)},
+            "tokens": [[token.id, *token.shown] for token in dictionary.tokens],
+            "bytes": {index: token.raw.hex() for token, index in dictionary.tokens.items() if not _is_literal(token)},
             "latents": body,
         }
     )
 
 
-def _latent_object(latent: Latent, n_rows: int, dictionary: dict[Token, int]) -> dict[str, Any]:
+class _Dictionary:
+    """Tokens in order of their first use, by number."""
+
+    def __init__(self) -> None:
+        self.tokens: dict[Token, int] = {}
+        self._numbers: dict[int, int] = {}
+
+    def number(self, token: Token) -> int:
+        """The number of a token."""
+        return self.tokens.setdefault(token, len(self.tokens))
+
+    def numbers(self, tokens: list[Token]) -> list[int]:
+        """The numbers of tokens that live as long as the dictionary: looked up by identity, as hashing takes long."""
+        try:
+            return list(map(self._numbers.__getitem__, map(id, tokens)))
+        except KeyError:
+            for token in tokens:
+                self._numbers[id(token)] = self.number(token)
+            return self.numbers(tokens)
+
+
+def _latent_object(latent: Latent, n_rows: int, dictionary: _Dictionary) -> dict[str, Any]:
     row = latent.row
     label = latent_label(row)
     return {
@@ -76,19 +97,19 @@ def _latent_object(latent: Latent, n_rows: int, dictionary: dict[Token, int]) ->
     }
 
 
-def _context_object(context: Context, dictionary: dict[Token, int]) -> dict[str, Any]:
+def _context_object(context: Context, dictionary: _Dictionary) -> dict[str, Any]:
     return {
         "value": context.value,
         "peak": context.peak,
         "at": [context.split, context.document, context.seq, context.pos],
-        "tokens": [dictionary.setdefault(token, len(dictionary)) for token in context.tokens],
+        "tokens": dictionary.numbers(context.tokens),
         "firing": list(itertools.chain.from_iterable(context.firing)),
     }
 
 
-def _token_indices(row: dict[str, Any], ids: str, raw: str, dictionary: dict[Token, int]) -> list[int]:
+def _token_indices(row: dict[str, Any], ids: str, raw: str, dictionary: _Dictionary) -> list[int]:
     tokens = (frozen(token, _shown(data), data) for token, data in zip(row[ids], row[raw], strict=True))
-    return [dictionary.setdefault(token, len(dictionary)) for token in tokens]
+    return [dictionary.number(token) for token in tokens]
 
 
 def _counted(row: dict[str, Any], what: str, names: list[Any]) -> list[list[Any]]:

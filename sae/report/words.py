@@ -94,7 +94,7 @@ def _terms(latent: Latent) -> dict[str, set[str]]:
     label = latent_label(row)
     words = words_of(flat(label.name)) if label else set()
     for context in top:
-        words |= words_of("".join(part for token in context.tokens for part in token.shown if isinstance(part, str)))
+        words |= words_of("".join([part for token in context.tokens for part in token.shown if part.__class__ is str]))
     figures = zip(row["token_bytes"], row["token_precision"], row["token_lift"], strict=True)
     preferred = [raw for raw, precision, lift in figures if precision >= PREFERS_PRECISION and lift >= PREFERS_LIFT]
     return {
