@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sae.errors import TransientError
+from sae.errors import InputError, TransientError
 from sae.explain.config import AnyExplainer, ChatEndpoint, EndpointModel, LabelsSpec
 from sae.explain.endpoint import EndpointExplainer
 from sae.explain.explainer import Explainer, NoAnswer, add_tokens
@@ -59,7 +59,7 @@ def label_shard(
         explainer: where the model of `spec` is asked.
 
     Raises:
-        InputError: the key is missing or refused, the model is unknown or cannot be loaded.
+        InputError: the key is missing or refused, the model is unknown or cannot be loaded, every request is refused.
         TransientError: nobody is there to ask, or nobody answers at all.
     """
     started = time.perf_counter()
@@ -70,7 +70,8 @@ def label_shard(
     try:
         jobs = [(entry, questions.get(entry["latent"], [])) for entry in latents]
         labelled = map_in_order(lambda job: label_latent(model, spec, *job), jobs, model.n_at_once, progress)
-        _raise_on_outage(model, explainer, [each.failure for each in labelled if each.row["latent"] in questions])
+        failures = [each.failure for each in labelled if each.row["latent"] in questions]
+        _raise_on_outage(model, spec, explainer, failures)
     finally:
         model.close()
     rows = [each.row for each in labelled]
@@ -148,18 +149,22 @@ def map_in_order(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _raise_on_outage(model: Explainer, explainer: AnyExplainer, failures: list[NoAnswer | None]) -> None:
-    """Do not record as latents' fate what is the server's: where no latent got through, ask something harmless.
+def _raise_on_outage(
+    model: Explainer, spec: LabelsSpec, explainer: AnyExplainer, failures: list[NoAnswer | None]
+) -> None:
+    """Do not record as latents' fate what is the server's or the settings': where no latent got through, ask something
+    harmless.
 
-    Raises: TransientError when that gets no answer either.
+    Raises: TransientError when that gets no answer either; InputError when it is refused.
     """
-    if any(failure is None or not failure.outage for failure in failures) or not failures:
+    if not failures or any(failure is None for failure in failures):
         return
     try:
-        model.complete([{"role": "user", "content": "Say OK."}], max_tokens=16, seed=0)
+        model.complete([{"role": "user", "content": "Say OK."}], max_tokens=spec.max_tokens, seed=spec.seed)
     except NoAnswer as err:
         where = f"base_url: {explainer.base_url}" if isinstance(explainer, ChatEndpoint) else f"name: {explainer.name}"
-        raise TransientError(f"labels.explainer.{where} answers no request: {err}") from err
+        kind = TransientError if err.outage else InputError
+        raise kind(f"labels.explainer.{where} answers no request: {err}") from err
 
 
 def _latents(storage: Storage, spec: LabelsSpec) -> list[dict[str, Any]]:

@@ -217,6 +217,15 @@ def test_a_server_that_answers_nobody_is_not_the_latents_fate(
     assert record.metrics["n_explained"] == 0
 
 
+def test_settings_that_no_request_gets_through_with_are_not_the_latents_fate(
+    storage: Storage, spec: LabelsSpec, stub: Stub, endpoint: ChatEndpoint
+) -> None:
+    stub.fault_of = lambda _: Fault(400, body=b"use max_completion_tokens")
+    with pytest.raises(InputError, match=r"answers no request: refused with status 400: use max_completion_tokens"):
+        label_shard(storage, spec, 0, endpoint)
+    assert not storage.exists(f"{spec.ref}/part-00000.json")
+
+
 def test_a_wrong_key_stops_and_commits_nothing(
     storage: Storage, spec: LabelsSpec, stub: Stub, endpoint: ChatEndpoint
 ) -> None:
