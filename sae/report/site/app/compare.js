@@ -31,7 +31,7 @@ async function compareView(at) {
     h("div", { class: "list-head" }, h("h1", { tabindex: -1 }, "Compare"), pairChooser(a, b)),
     pairNotes(pair),
     pairNumbers(pair),
-    h("section", { class: "plots" },
+    h("section", { class: "plots" }, h("h2", { class: "hidden" }, "Distributions"),
       pair.way === "decoder" && scoreFigure(pair, "cosine", "Best match by decoder cosine", "random dictionaries of the same shapes"),
       pair.rows > 0 && scoreFigure(pair, "phi", "Best match by firing together", "the same firings on shuffled rows"),
       frequencyFigure(pair, frequency)),
@@ -93,7 +93,7 @@ function pairNumbers(pair) {
   const same = sameNumber(pair);
   if (same > pair.sides[0].mutual / 20) rows.push(row("the same number in both", "of mutual best matches; SAEs of one seed start from the same random directions", (side) => `${count(same)} (${percent(same / side.mutual)})`));
   return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Numbers of the comparison" }, h("table", { class: "pair-numbers" },
-    h("thead", {}, h("tr", {}, h("th", { scope: "col" }, ""), ["a", "b"].map((name, i) => h("th", { scope: "col", class: "num" }, sideMark(name), ` ${pair.sides[i].sae.name} → ${pair.sides[1 - i].sae.name}`)))),
+    h("thead", {}, h("tr", {}, h("th", { scope: "col" }, h("span", { class: "hidden" }, "number")), ["a", "b"].map((name, i) => h("th", { scope: "col", class: "num" }, sideMark(name), ` ${pair.sides[i].sae.name} → ${pair.sides[1 - i].sae.name}`)))),
     h("tbody", {}, rows)));
 }
 
@@ -106,7 +106,7 @@ function sameNumber(pair) {
 function plotFigure(title, note, svg, columns, rows) {
   return h("figure", { class: "plot-figure" }, h("figcaption", {}, h("h3", {}, title)), svg, h("p", { class: "note" }, note),
     h("details", { ontoggle: (event) => { // rows are made when asked for
-      if (event.target.open && event.target.children.length === 1) event.target.append(h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `${title}, data` }, dataTable(columns, rows())));
+      if (event.target.open && event.target.children.length === 1) event.target.append(dataTable(columns, rows(), `${title}, data`));
     } }, h("summary", {}, "as a table")));
 }
 

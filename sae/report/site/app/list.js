@@ -18,11 +18,15 @@ const COLUMNS = [
 const ALWAYS = ["id", "context"];
 const AT_FIRST = ["rule", "precision", "recall", "frequency", "max", "spark"];
 const PAGE_ROWS = 100;
+/** On paper, of a list without pages. */
+const PRINTED_ROWS = 200;
 /** Whether the choice of columns stays open while it is made. */
 let columnsOpen = false;
 const narrow = matchMedia("(max-width: 820px)");
-/** What the list shows now; null in other views. @type {?{sae: SAEInfo, move: (by: number) => void, open: () => void}} */
+const paper = matchMedia("print");
+/** What the list shows now; null in other views. @type {?{sae: SAEInfo, move: (by: number) => void, open: () => void, redraw: () => void}} */
 let list = null;
+paper.addEventListener("change", () => list?.redraw());
 
 const offered = (sae) => COLUMNS.filter((one) => sae.columns.includes(one.column ? one.name : one.needs) || (!one.column && !one.needs));
 
@@ -61,8 +65,8 @@ async function listView(at) {
   const height = () => (narrow.matches ? 64 : 40);
 
   function draw(fresh = false) {
-    const first = page ? 0 : Math.max(0, Math.floor(grid.scrollTop / height()) - 6);
-    const last = page ? ids.length : Math.min(ids.length, first + Math.ceil(grid.clientHeight / height()) + 12);
+    const first = page || paper.matches ? 0 : Math.max(0, Math.floor(grid.scrollTop / height()) - 6);
+    const last = page ? ids.length : Math.min(ids.length, paper.matches ? PRINTED_ROWS : first + Math.ceil(grid.clientHeight / height()) + 12);
     for (const [index, row] of drawn) {
       if (fresh || index < first || index >= last) {
         if (row.contains(document.activeElement) && !fresh) continue;
@@ -117,7 +121,7 @@ async function listView(at) {
     waiting ||= requestAnimationFrame(() => ((waiting = 0), draw()));
   });
   new ResizeObserver(redraw).observe(grid);
-  list = { sae, move, open: () => (location.hash = latentAddress(sae, ids[active], at)) };
+  list = { sae, move, redraw, open: () => (location.hash = latentAddress(sae, ids[active], at)) };
   body.style.height = `${ids.length * height()}px`;
   const scroll = at.entry.scroll || 0;
   at.restore = () => (grid.scrollTop = scroll);
@@ -136,6 +140,7 @@ async function listView(at) {
     sae.index.off && h("p", { class: "note", id: "no-index" }, `Search looks at rules, top tokens and their contexts only: ${sae.index.off}.`),
     queryParts(at, found.parts),
     failed,
+    !page && ids.length > PRINTED_ROWS && h("p", { class: "note on-paper" }, `The first ${PRINTED_ROWS} of ${count(ids.length)}, as printed.`),
     ids.length ? grid : h("div", { class: "grid" }, noMatches(sae, found.parts)),
     page ? pageLinks(at, page, pages) : null,
   ];

@@ -44,7 +44,7 @@ async function mapView(at) {
   const fill = () => {
     const ids = Array.from(plot.drawn().slice(0, TABLE_ROWS));
     table.replaceChildren(h("p", { class: "note" }, ids.length < plot.inside() ? `${count(ids.length)} of the ${count(plot.inside())} latents here; zoom in for others.` : `All ${count(ids.length)} latents here.`),
-      h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Latents on the map" }, dataTable(["latent", "rule", "fires", "max", "x", "y"], ids.map((id) => [h("a", { href: address(sae, `latent/${id}`, at) }, id), h("span", {}, ruleName(labels[id][0])), percent(frequency[id]), decimal(max[id]), decimal(x[id] / about.grid), decimal(y[id] / about.grid)]))));
+      dataTable(["latent", "rule", "fires", "max", "x", "y"], ids.map((id) => [h("a", { href: address(sae, `latent/${id}`, at) }, id), h("span", {}, ruleName(labels[id][0])), percent(frequency[id]), decimal(max[id]), decimal(x[id] / about.grid), decimal(y[id] / about.grid)]), "Latents on the map"));
   };
   const fold = h("details", { class: "map-table", ontoggle: () => fold.open && fill() }, h("summary", {}, "as a table"), table);
   const plot = mapCanvas(world, look, { point, tell, open: (id) => (location.hash = address(sae, `latent/${id}`, at)) });

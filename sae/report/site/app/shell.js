@@ -193,6 +193,7 @@ function start() {
   document.addEventListener("keydown", onKey);
   addEventListener("hashchange", route);
   watchPlots();
+  new ResizeObserver(() => document.documentElement.style.setProperty("--top", `${narrow.matches ? 0 : $(".top").offsetHeight}px`)).observe($(".top")); // what sticks, sticks below it
   history.scrollRestoration = "manual";
   route();
 }

@@ -10,14 +10,14 @@ async function toyView(at) {
       one.name, one.rows.join(", "), h("span", { class: one.found ? "pass" : "fail" }, one.found ? "found" : "not found"), one.where,
     ]))) : null,
     toy.heat ? heatTable(at.sae, toy.heat) : null,
-    toy.tables.map((table) => h("section", {}, h("h2", {}, table.title), table.note && h("p", { class: "note" }, table.note), dataTable(table.columns, table.rows))),
+    toy.tables.map((table) => h("section", {}, h("h2", {}, table.title), table.note && h("p", { class: "note" }, table.note), dataTable(table.columns, table.rows, table.title))),
   ];
 }
 
-function dataTable(columns, rows) {
+function dataTable(columns, rows, label = "Table") {
   const number = (value) => typeof value === "string" && /^[-+]?[.\d][\d.,e-]*( %)?$/.test(value);
   const numeric = columns.map((_, i) => i > 0 && rows.length > 0 && rows.every((row) => number(row[i]) || row[i] === "n/a" || row[i] === "") && rows.some((row) => number(row[i])));
-  return h("div", { class: "scroll" }, h("table", {},
+  return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": label }, h("table", {},
     h("thead", {}, h("tr", {}, columns.map((name, i) => h("th", { scope: "col", class: numeric[i] && "num" }, name)))),
     h("tbody", {}, rows.map((row) => h("tr", {}, row.map((cell, i) => (i === 0 ? h("th", { scope: "row" }, cell) : h("td", { class: numeric[i] && "num" }, cell))))))));
 }
