@@ -37,5 +37,5 @@ def write_live_plots(folder: Path, found: Mapping[str, charts.Chart]) -> str | N
 def live_spec(chart: charts.Chart) -> dict[str, Any]:
     """The chart's spec with tooltips, its colours as the page's variables."""
     spec = copy.deepcopy(chart.spec)
-    spec["config"] |= {"mark": {"tooltip": {"content": "encoding"}}, "numberFormat": ".4~g"}
+    spec["config"] |= {"mark": {"tooltip": {"content": "encoding"}}, "tooltipFormat": {"numberFormat": ".4~g"}}
     return dict(json.loads(charts.with_variables(json.dumps(spec))))
