@@ -18,6 +18,8 @@ from tests.benchmarks.timing import Row, compare
 D_IN, D_SAE, K, CONTEXT_TOKENS, VOCAB = 512, 2048, 24, 128, 2048
 N_BLOCKS = 32
 """Of 8,192 rows: 262,144 in all."""
+ROWS_PER_PART = 250_000
+"""Of the measurement of memory: several parts even at 1 M rows, so that a merge is in either peak."""
 
 
 def statistics(folder: Path) -> Iterator[Row]:
@@ -75,7 +77,7 @@ def _sizes(d_sae: int) -> Sizes:
 
 
 def _peak_mib(millions: int) -> float:
-    """Peak resident memory of a process that accumulates so many rows in parts of 1 M that are saved and merged."""
+    """Peak resident memory of a process that accumulates so many rows, part by part, saved and merged."""
     command = [sys.executable, "-m", "tests.benchmarks.statistics", str(millions)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
@@ -85,13 +87,14 @@ def _accumulate(millions: int) -> None:
     import tempfile
 
     sae = random_sae(32, 1024, 16)
-    blocks_per_part = 1_000_000 // BLOCK_ROWS
-    share = 65_536 / (millions * blocks_per_part * BLOCK_ROWS)
+    blocks_per_part = ROWS_PER_PART // BLOCK_ROWS
+    n_parts = millions * 1_000_000 // ROWS_PER_PART
+    share = 65_536 / (n_parts * ROWS_PER_PART)
     sizes = _sizes(1024)._replace(row_share=share)
     generator = torch.Generator().manual_seed(0)
     whole = LatentSums(sizes)
     with tempfile.TemporaryDirectory() as folder:
-        for part in range(millions):
+        for part in range(n_parts):
             sums = LatentSums(sizes)
             for number in range(part * blocks_per_part, (part + 1) * blocks_per_part):
                 x = torch.randn(BLOCK_ROWS, 32, generator=generator)
