@@ -91,7 +91,7 @@ def _whole(value: float | None, axis: str) -> list[dict[str, Any]]:
     return [
         {
             "data": {"values": [{}]},
-            "mark": {"type": "rule", "color": MUTED, "strokeDash": [3, 3]},
+            "mark": {"type": "rule", "color": MUTED, "strokeDash": [3, 3], "aria": False},
             "encoding": {axis: {"datum": value}},
         }
     ]
