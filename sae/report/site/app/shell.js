@@ -51,6 +51,7 @@ async function route() {
   }
   if (turn !== drawing) return;
   const same = current && current.view === at.view && at.view === "latents";
+  const focused = focusedControl();
   current = at;
   $("#overview").hidden = nodes !== null;
   $("#view").replaceChildren(...(nodes || []).flat(3).filter(Boolean));
@@ -67,12 +68,21 @@ async function route() {
   document.title = at.view === "overview" ? summary.title : `${heading.textContent} · ${summary.title}`;
   at.restore?.();
   if (at.known && at.view === "overview") showRandom(at);
-  if (same) return;
+  if (same) {
+    if (document.activeElement === document.body) ($(`#view ${focused}`) || heading).focus({ preventScroll: true });
+    return;
+  }
   scrollTo(0, at.entry.page || 0);
   if (turn > 1) {
     if (document.activeElement !== $("#query")) heading.focus({ preventScroll: true });
     $("#announce").textContent = heading.textContent;
   }
+}
+
+/** What has the focus, as a selector of the same control when the view is drawn again. */
+function focusedControl() {
+  const { id, dataset } = document.activeElement;
+  return id ? `#${CSS.escape(id)}` : dataset.sort ? `[data-sort="${CSS.escape(dataset.sort)}"]` : "h1";
 }
 
 function notFound(at) {
