@@ -141,6 +141,7 @@ def test_comparison_shows_classes_pairs_and_contexts_side_by_side(pair: Path, vi
         ".pair-tabs a",
         "links => Object.fromEntries(links.map(a => [a.dataset.list, a.querySelector('b').textContent]))",
     )
+    assert page.eval_on_selector("#sae-switch", "e => e.value") == LARGE
     assert back["matched"] == sizes["matched"]
     assert back["merged"] == " → ".join(reversed(sizes["split"].split(" → ")))
     assert (back["only-b"], back["near-a"]) == (sizes["only-a"], sizes["near-b"])

@@ -25,6 +25,7 @@ async function compareView(at) {
   const [a, b] = chosenPair(at);
   const shown = at.rest[2] || "matched";
   if (!a || !b || !comparedWith(a).includes(b) || !PAIR_LISTS[shown]) return notFound(at);
+  at.sae = a; // the header's switch and links follow
   if (current?.view === "compare" && chosenPair(current).every((sae, i) => sae === [a, b][i])) at.entry.page ??= scrollY; // another list of the same pair
   const [pair, ...frequency] = await Promise.all([loadPair(a, b), column(a, "frequency"), column(b, "frequency")]);
   return [
