@@ -41,6 +41,8 @@ class SAEInputs:
     """Training curves, one row per logged step."""
     evaluation: dict[str, Any]
     untrained: dict[str, Any] | None
+    control_units: dict[str, Path]
+    """Tables of the controls' units with their number of firings: "untrained subject", "raw neurons"."""
     concepts: dict[str, Any] | None
     statistics: dict[str, Any]
     latents: pa.Table
@@ -105,6 +107,14 @@ def _read(key: str, entry: ReportedSAE, open_artefact: Callable[[str], tuple[rec
         metrics=pq.read_table(metrics) if metrics.exists() else None,
         evaluation=_json(evaluation / "evaluation.json"),
         untrained=_json(untrained / "evaluation.json") if untrained else None,
+        control_units={
+            name: path
+            for name, path in (
+                ("untrained subject", untrained and untrained / "interpretability.parquet"),
+                ("raw neurons", evaluation / "neurons.parquet"),
+            )
+            if path and path.exists()
+        },
         concepts=_json(evaluation / "concepts.json") if (evaluation / "concepts.json").exists() else None,
         statistics=_json(statistics / "statistics.json"),
         latents=with_model_labels(_with_rules(latents, pq.read_table(rules) if rules.exists() else None), labels),

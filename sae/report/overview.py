@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from sae.report import charts
 from sae.report.control_tables import Figures, ScoreTable, figures, probe_table, rule_table
@@ -135,11 +136,22 @@ def _charts(inputs: SAEInputs) -> list[charts.Chart]:
     mean_act = inputs.latents["mean_act"].to_numpy().astype(np.float64)
     drawn = []
     if (frequency > 0).sum() >= MIN_DRAWN:
-        drawn.append(charts.density_chart(frequency, int(inputs.statistics["n_rows"])))
+        drawn.append(charts.density_chart(frequency, int(inputs.statistics["n_rows"]), _control_frequencies(inputs)))
         drawn.append(charts.activation_chart(frequency, mean_act))
     if inputs.metrics is not None:
         drawn += charts.training_charts(inputs.metrics)
     return drawn
+
+
+def _control_frequencies(inputs: SAEInputs) -> dict[str, np.ndarray]:
+    """How often each unit of every control fires on the scored rows."""
+    found = {}
+    for name, path in inputs.control_units.items():
+        evaluation = inputs.untrained if name == "untrained subject" else inputs.evaluation
+        scored = (evaluation or {}).get("interpretability")
+        if scored:
+            found[name] = pq.read_table(path, columns=["n_fires"])["n_fires"].to_numpy() / scored["n_rows"]
+    return found
 
 
 def _random(inputs: SAEInputs, latent: int, context: Context | None) -> RandomLatent:

@@ -161,6 +161,7 @@ def write_evaluation(
         if rules
         else None,
         "interpretability": {
+            "n_rows": 30_000,
             "definitions": text,
             "latents": {"n_units": d_sae - 9, **scored},
             "neurons": {"n_units": 60, **neurons},
@@ -193,6 +194,8 @@ def write_evaluation(
                 None if gone else bool(v > 0.8) for v, gone in zip(share, missing, strict=True)
             ]
         pq.write_table(pa.table(table), folder / "interpretability.parquet")
+        units = {"unit": list(range(60)), "n_fires": rng.integers(900, 20_000, 60).tolist()}
+        pq.write_table(pa.table(units), folder / "neurons.parquet")
 
     return _commit(storage, _spec_of("evaluations", "evaluation", name), write)
 
