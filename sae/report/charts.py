@@ -64,7 +64,8 @@ _OUTLINES = ((TEXT, [1, 0]), (MUTED, [4, 2]))
 
 _EMPTY_PATH = re.compile(r'<path class="(?:background|foreground)" aria-hidden="true" d="(?:M0,0h0v0h0Z)?"[^>]*/>')
 _DEFAULTS = ('pointer-events="none"', 'opacity="1"', 'stroke-width="1"', 'font-weight="normal"')
-_LONG_NUMBER = re.compile(r"(?<=[ ,(\"a-zA-Z-])\d+\.\d{3,}(?=[ ,)\"a-zA-Z-])")
+_GEOMETRY = re.compile(r' (?:d|transform|x[12]?|y[12]?|width|height)="[^"]*"')
+_LONG_NUMBER = re.compile(r"\d+\.\d{3,}")
 
 
 def render_svg(chart: Chart) -> str | None:
@@ -91,7 +92,11 @@ def slim(svg: str) -> str:
     svg = _EMPTY_PATH.sub("", svg)
     for attribute in _DEFAULTS:
         svg = svg.replace(f" {attribute}", "")
-    return _LONG_NUMBER.sub(lambda found: f"{float(found[0]):.2f}".rstrip("0").rstrip("."), svg)
+    return _GEOMETRY.sub(lambda attribute: _LONG_NUMBER.sub(_rounded, attribute[0]), svg)
+
+
+def _rounded(number: re.Match[str]) -> str:
+    return f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
 
 
 def with_variables(text: str) -> str:
