@@ -27,7 +27,7 @@ class Walk:
         return list(self.page.eval_on_selector_all(".rows .row", SHOWN))
 
     def go(self) -> None:
-        """Search, sort, open, next, neighbour, compare, map, try, judge, known answers, another SAE, and all the way back."""
+        """Search, sort, open, next, neighbour, compare, map, try, judge, known answers, another SAE, and back."""
         self.list_and_latents()
         self.comparison()
         self.map()
