@@ -10,7 +10,7 @@ import pytest
 from tests.sae.report.walk import Walk
 
 KB = 1000
-SIZES = [(4_096, 512), pytest.param((65_536, 4_096), marks=pytest.mark.slow)]
+SIZES = [(2_048, 256), pytest.param((65_536, 4_096), marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope="module", params=SIZES, ids=lambda sizes: f"{sizes[0]}")
