@@ -84,3 +84,16 @@ def copy(finished: PipelineConfig, tmp_path: Path) -> PipelineConfig:
     root = tmp_path / "root"
     shutil.copytree(finished.execution.root, root)
     return with_settings(finished, {"execution": {"root": str(root), "retry_delay_seconds": 0}})
+
+
+@pytest.fixture(scope="session")
+def default_run(tmp_path_factory: pytest.TempPathFactory) -> PipelineConfig:
+    """The default recipe from nothing: minutes."""
+    from flows.recipes import default
+    from tests.flows.processes import CommandLine
+
+    folder = tmp_path_factory.mktemp("default")
+    config = with_settings(default(), {"execution": {"root": str(folder / "root")}})
+    code, _, err = CommandLine(config, folder).finish(3600)
+    assert code == 0, err
+    return config

@@ -7,30 +7,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flows.recipes import default
 from sae.plan import PipelineConfig, make_plan
 from sae.statistics.accumulate import LatentSums, Sizes
 from sae.statistics.firings import Block, Rows, context_key
 from sae.store.filesystem import Storage
-from tests.flows.conftest import with_settings
 from tests.flows.naive_statistics import all_firings, differences
-from tests.flows.processes import CommandLine
 
 ROWS_LOOKED_AT = 1 << 17
 
 
 def test_a_run_s_statistics_equal_a_naive_computation(finished: PipelineConfig) -> None:
     assert differences(Storage(finished.execution.root), make_plan(finished).statistics[0]) == []
-
-
-@pytest.fixture(scope="module")
-def default_run(tmp_path_factory: pytest.TempPathFactory) -> PipelineConfig:
-    """The default recipe from nothing: minutes."""
-    folder = tmp_path_factory.mktemp("default")
-    config = with_settings(default(), {"execution": {"root": str(folder / "root")}})
-    code, _, err = CommandLine(config, folder).finish(3600)
-    assert code == 0, err
-    return config
 
 
 @pytest.mark.slow
