@@ -206,9 +206,8 @@ def test_map_is_drawn_pointed_at_searched_and_walked_by_keys(pair: Path, visit: 
 
 
 def test_views_stay_as_wide_as_the_page_and_run_nothing(pair: Path, visit: Callable[..., Any]) -> None:
-    opened = visit(pair, color_scheme="dark", viewport={"width": 390, "height": 800})
     for address in ("#/compare", f"#/compare/small/{LARGE}/only-b", f"#/s/{LARGE}/map"):
-        page = opened.open(address)
+        page = visit(pair, color_scheme="dark", viewport={"width": 390, "height": 800}).open(address)
         for button in page.query_selector_all(".pair-list button")[:6]:
             button.click()
         for width in (390, 1280):
