@@ -106,10 +106,30 @@ function switchTheme() {
   setTheme(dark ? "light" : "dark");
 }
 
+const LETTERS_OFF = "sae-report-letters-off";
+
+/** Whether keys of one character do what the help says: who speaks to the computer, or types by accident, turns them off. */
+function lettersOff() {
+  try {
+    return Boolean(localStorage.getItem(LETTERS_OFF));
+  } catch {
+    return false;
+  }
+}
+
+function setLetters(on) {
+  try {
+    if (on) localStorage.removeItem(LETTERS_OFF);
+    else localStorage.setItem(LETTERS_OFF, "1");
+  } catch { /* storage is off: they stay on */ }
+}
+
 function showHelp() {
   const rows = (pairs) => h("dl", {}, pairs.map(([keys, text]) => [h("dt", {}, h("code", {}, keys)), h("dd", {}, text)]));
   const dialog = h("dialog", { "aria-label": "Help", onclose: () => dialog.remove() },
-    h("h2", {}, "Keys"), rows(HELP), h("h2", {}, "Queries"), rows(QUERIES),
+    h("h2", {}, "Keys"), rows(HELP),
+    h("p", {}, h("label", {}, h("input", { type: "checkbox", id: "letters", checked: !lettersOff(), onchange: (event) => setLetters(event.target.checked) }), " keys of one character are on")),
+    h("h2", {}, "Queries"), rows(QUERIES),
     h("form", { method: "dialog" }, h("button", {}, "Close")));
   document.body.append(dialog);
   dialog.showModal();
@@ -149,6 +169,7 @@ function onKey(event) {
   const typing = event.target.closest("input, select, textarea, dialog");
   if (event.key === "Escape" && event.target === $("#query")) event.target.blur();
   if (typing || event.ctrlKey || event.metaKey || event.altKey || !current) return;
+  if (event.key.length === 1 && lettersOff()) return;
   const pager = $(`#view [data-key="${CSS.escape(event.key)}"]`);
   const actions = {
     "/": () => $("#query").select(),
@@ -187,6 +208,7 @@ function start() {
     clearTimeout(typing);
     search($("#query").value);
     if (current.view === "latents") list?.move(0);
+    else if (current.view !== "map" && $("#query").value.trim()) $("#query").blur(); // the heading of the results gets the focus
   });
   $("#theme").addEventListener("click", switchTheme);
   $("#help").addEventListener("click", showHelp);
