@@ -2,14 +2,16 @@
 
 async function toyView(at) {
   const toys = await once("data/toy", loadJSON);
-  const toy = toys[at.sae.key] || Object.values(toys)[0];
+  const known = toys[at.sae.key] ? at.sae : summary.saes.find((sae) => toys[sae.key]);
+  const toy = toys[known.key];
   return [
     h("h1", { tabindex: -1 }, toy.title),
+    known !== at.sae && h("p", { class: "note" }, `Those of ${known.name}; of ${at.sae.name} none are known.`),
     toy.notes.map((text) => h("p", { class: "note" }, text)),
     toy.concepts.length ? h("section", {}, h("h2", {}, "Named concepts"), dataTable(["concept", "rows", "found", "where"], toy.concepts.map((one) => [
       one.name, one.rows.join(", "), h("span", { class: one.found ? "pass" : "fail" }, one.found ? "found" : "not found"), one.where,
     ]))) : null,
-    toy.heat ? heatTable(at.sae, toy.heat) : null,
+    toy.heat ? heatTable(known, toy.heat) : null,
     toy.tables.map((table) => h("section", {}, h("h2", {}, table.title), table.note && h("p", { class: "note" }, table.note), dataTable(table.columns, table.rows, table.title))),
   ];
 }
