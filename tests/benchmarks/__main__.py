@@ -1,6 +1,6 @@
 """`make bench`: speeds as ratios of two things measured in turn in this process; medians, with their spread.
 
-python -m tests.benchmarks [extraction] [loading] [training] [statistics] [overhead]
+python -m tests.benchmarks [extraction] [loading] [training] [statistics] [report] [overhead]
 """
 
 import sys
@@ -13,6 +13,7 @@ import torch
 from tests.benchmarks.extraction import extraction
 from tests.benchmarks.loading import loading
 from tests.benchmarks.overhead import overhead
+from tests.benchmarks.report import report
 from tests.benchmarks.statistics import statistics
 from tests.benchmarks.timing import Row
 from tests.benchmarks.training import training
@@ -22,6 +23,7 @@ BENCHMARKS: dict[str, Callable[[Path], Iterator[Row]]] = {
     "loading": loading,
     "training": training,
     "statistics": statistics,
+    "report": report,
     "overhead": overhead,
 }
 
