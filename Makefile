@@ -19,13 +19,13 @@ $(STAMP): pyproject.toml constraints.txt
 run: install
 	$(BIN)/sae-pipeline run $(ARGS)
 
-# Two at once: tests of processes wait more than they compute. A file stays together, for its fixtures, and the
-# files come in their order, because the long ones are first.
+# Three at once, on two cores: tests of processes wait more than they compute. A file stays together, for its fixtures,
+# and the files come in their order, because the long ones are first.
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
 
 test-all: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: install
 	$(BIN)/ruff check

@@ -1,5 +1,6 @@
 """`sae-pipeline serve`: a report as a web site, with its model beside it."""
 
+import contextlib
 import sys
 
 from sae.serve.find import find_report
@@ -33,7 +34,7 @@ def serve(uri: str, host: str, port: int) -> None:
         for key, one in live.saes.items():
             print(f"{key}: live on {one.model_name}, {one.hook_point}", file=sys.stderr)
         print(f"report: http://{name}:{listening.getsockname()[1]}/ (Ctrl-C ends it)", flush=True)
-        try:
+        # Ctrl-C and SIGTERM are how a server ends. Started in the background, nothing is raised for Ctrl-C.
+        with contextlib.suppress(KeyboardInterrupt):
             run_server(listening, host, Site(storage, record), live)
-        except KeyboardInterrupt:  # Ctrl-C and SIGTERM are how a server ends
-            print("stopped", file=sys.stderr)
+        print("stopped", file=sys.stderr)

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 
@@ -31,6 +32,10 @@ from sae.store.snapshot import Snapshot, SnapshotSpec, commit_snapshot, encode_v
 from sae.store.writer import write_part
 
 MakeSnapshot = Callable[..., Snapshot]
+
+# How long an example takes says more about what else the machine does than about the code.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 BROWSER_ARGS = [
     "--no-sandbox",

@@ -69,6 +69,7 @@ def finish(config: PipelineConfig, folder: Path, expected: dict[str, str], **env
     wait_for(lambda: not run.alive(), 15)
 
 
+@pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_with_the_same_bytes(
     tmp_path: Path, corpus: Path, uninterrupted: dict[str, str], shared_server: dict[str, Any]
 ) -> None:

@@ -15,6 +15,7 @@ def own_server(folder: Path) -> dict[str, Any]:
     return {"PREFECT_HOME": str(folder / "prefect"), "PREFECT_API_URL": None}
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_config_at_once_make_one_set_of_artefacts(tmp_path: Path, corpus: Path) -> None:
     config = tiny_config(tmp_path / "root", corpus)
     # Each starts its own server, both on one database that is not there yet.
