@@ -23,19 +23,25 @@ VISITED = 200
 
 HELPERS = """
 window.until = (holds) => new Promise((resolve) => {
-  const look = () => (holds() ? resolve() : requestAnimationFrame(look));
-  look();
+  if (holds()) return resolve();
+  const watch = new MutationObserver(() => holds() && (watch.disconnect(), resolve()));
+  watch.observe(document.documentElement, { subtree: true, childList: true, attributes: true });
 });
 window.timed = async (act, holds) => {
   const start = performance.now();
   act();
   await until(holds);
-  await new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve))); // painted
   return performance.now() - start;
 };
+window.nextFrame = () => new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
 window.rowsDrawn = () => document.querySelector('.rows .row .context :first-child');
-window.openLatent = (id) => timed(() => (location.hash = `#/latent/${id}`),
-  () => document.querySelector('#view h1')?.textContent === `Latent ${id}` && document.querySelector('.contexts .t'));
+window.openLatent = async (id) => {
+  const start = performance.now();
+  const there = () => document.querySelector('#view h1')?.textContent === `Latent ${id}`;
+  await timed(() => (location.hash = `#/latent/${id}`), there);
+  await nextFrame();
+  return performance.now() - start;
+};
 window.sortBy = (sort) => timed(() => (location.hash = `#/latents?sort=${sort}`),
   () => document.querySelector(`[aria-sort=${sort[0] === '-' ? 'descending' : 'ascending'}] ` +
     `[data-sort=${sort.replace('-', '')}]`) && rowsDrawn());
@@ -50,7 +56,7 @@ window.scrollRows = async (n) => {
   const grid = document.querySelector('.grid');
   for (let i = 0; i < n; i++) {
     grid.scrollTop += 400;
-    await new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
+    await nextFrame();
   }
 };
 window.longTasks = 0;

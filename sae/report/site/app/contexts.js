@@ -112,13 +112,14 @@ function contextItem(sae, latent, chunk, context, readout, state = {}) {
   for (let i = from; i < to; i++) {
     const step = stepOf(values.get(i), maximum);
     const kind = `t${step ? ` a${step}` : ""}${i === context.peak ? " peak" : ""}`;
-    spans.set(i, h("span", { class: kind, title: describe(i), "data-i": i }, show(tokenSegments(chunk, context.tokens[i]))));
+    // Other tokens are described when they are pointed at: a thousand descriptions take longer than a page may.
+    spans.set(i, h("span", { class: kind, title: i === context.peak && describe(i), "data-i": i }, show(tokenSegments(chunk, context.tokens[i]))));
   }
   let on = -1;
   const point = (i) => {
     spans.get(on)?.classList.remove("on");
     on = i;
-    readout.textContent = describe(i);
+    readout.textContent = spans.get(i).title = describe(i);
     readout.dispatchEvent(new CustomEvent("point", { detail: values.get(i) || 0 }));
   };
   const over = (event) => {
