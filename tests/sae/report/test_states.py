@@ -54,26 +54,25 @@ def test_a_damaged_file_is_named_and_comes_back(
     how: str, whole_report: Any, tmp_path: Path, visit: Callable[..., Any]
 ) -> None:
     folder = Path(shutil.copytree(whole_report.folder, tmp_path / "report"))
-    wrong = []
+    visited, wrong = visit(folder), []
     for key, (address, there) in VIEWS.items():
         if how == "schema" and key not in WITH_SCHEMA:
             continue
         file = folder / f"{key}.js"
         whole = file.read_bytes()
         damage(file, key, how)
-        visited = visit(folder)
         page = visited.open(address)
         page.wait_for_selector("[role=alert]:visible")
         said = page.text_content("[role=alert]:visible")
         if f"{key}.js {SAID[how]}" not in said:
             wrong.append((key, said))
         file.write_bytes(whole)
-        page.evaluate("() => location.hash = '#/judge?n=3'")  # the rest goes on
-        page.wait_for_selector("h1:text-is('Judge latents'), [role=alert]", state="visible")
+        page.evaluate("() => location.hash = '#/s/small/latents'")  # the rest goes on
+        page.wait_for_selector("[aria-label='Latents of small'] .row .t", state="visible")
         page.evaluate("hash => location.hash = hash", address)  # and the file, copied again, is read
         page.wait_for_selector(there, state="visible")
-        forgive_the_browser(visited)
-        visited.context.close()
+        page.goto("about:blank")
+    forgive_the_browser(visited)
     assert wrong == []
 
 
