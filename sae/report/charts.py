@@ -63,6 +63,7 @@ _OUTLINES = ((TEXT, [1, 0]), (MUTED, [4, 2]))
 
 
 _EMPTY_PATH = re.compile(r'<path class="(?:background|foreground)" aria-hidden="true" d="(?:M0,0h0v0h0Z)?"[^>]*/>')
+_MARK_NAMES = re.compile(r' (?:aria-[a-z]+|role)="[^"]*"')
 _DEFAULTS = ('pointer-events="none"', 'opacity="1"', 'stroke-width="1"', 'font-weight="normal"')
 _GEOMETRY = re.compile(r' (?:d|transform|x[12]?|y[12]?|width|height)="[^"]*"')
 _LONG_NUMBER = re.compile(r"\d+\.\d{3,}")
@@ -88,8 +89,11 @@ def render_svg(chart: Chart) -> str | None:
 
 
 def slim(svg: str) -> str:
-    """Vega's SVG without empty paths, defaults written out, and digits below a hundredth of a pixel: a fifth less."""
-    svg = _EMPTY_PATH.sub("", svg)
+    """Vega's SVG, half as long: without empty paths, defaults written out, and digits below a hundredth of a pixel.
+
+    Names of marks go too: the whole is one image to a screen reader, and its numbers are in the table below it.
+    """
+    svg = _MARK_NAMES.sub("", _EMPTY_PATH.sub("", svg))
     for attribute in _DEFAULTS:
         svg = svg.replace(f" {attribute}", "")
     return _GEOMETRY.sub(lambda attribute: _LONG_NUMBER.sub(_rounded, attribute[0]), svg)
