@@ -56,7 +56,7 @@ class EvaluationSpec(Spec):
     """The evaluation of one SAE."""
 
     stage: ClassVar[str] = "evaluations"
-    code_version: ClassVar[int] = 2
+    code_version: ClassVar[int] = 3
 
     config: EvaluationConfig
     sae: Ref

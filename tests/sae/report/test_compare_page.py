@@ -8,19 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from sae.architectures import build_sae
-from sae.architectures.config import TopKConfig
-from sae.config import Spec
 from sae.report import compare
 from sae.report.compare import comparable_pairs
 from sae.report.config import ReportConfig, ReportedSAE, ReportSpec
 from sae.report.inputs import open_inputs, unique_keys
 from sae.report.render import render_report
-from sae.store import records
 from sae.store.filesystem import Storage
-from sae.weights import save_sae
+from tests.sae.report.conftest import import_beside
 
 pytestmark = pytest.mark.browser
 
@@ -29,26 +24,6 @@ NAMES = ("small", "large<img src=x onerror=window.PWN=1>")
 LARGE = unique_keys(list(NAMES))[1]
 SPLIT = 10
 """The latent of a that b has twice, as SPLIT and as its last."""
-
-
-class _SAESpec(Spec):
-    stage = "saes"
-    code_version = 1
-
-    name: str
-    config: dict[str, int]
-    snapshot: str = "activations/0123456789abcdef"
-
-
-def write_weights(storage: Storage, name: str, W_dec: np.ndarray, seed: int = 0) -> str:
-    """A TopK SAE with this decoder, on the same activations as all others."""
-    spec = _SAESpec(name=name, config={"seed": seed})
-    sae = build_sae(TopKConfig(d_sae=len(W_dec), k=8), W_dec.shape[1]).requires_grad_(False)
-    sae.W_dec.copy_(torch.from_numpy(W_dec))
-    with storage.staging() as folder:
-        save_sae(sae, folder)
-        records.commit(storage, spec, folder, {}, seconds=0.0)
-    return spec.ref
 
 
 def two_decoders() -> tuple[np.ndarray, np.ndarray]:
@@ -68,7 +43,7 @@ def sweep(synthetic: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Sto
     for name, W_dec in zip(NAMES, two_decoders(), strict=True):
         statistics = synthetic.write_statistics(storage, name, len(W_dec), extra=synthetic.HOSTILE)
         evaluation = synthetic.write_evaluation(storage, name, len(W_dec))
-        sae = write_weights(storage, name, W_dec)
+        sae = import_beside("synthetic_whole").write_weights(storage, name, W_dec)
         saes.append(ReportedSAE(name=name, sae=sae, evaluation=evaluation, statistics=statistics))
     return storage, ReportSpec(config=ReportConfig(title="Two SAEs", chunk_bytes=20_000), saes=tuple(saes))
 
