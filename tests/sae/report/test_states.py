@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sae.report import chunks
+from tests.sae.report.damage import SAID, assert_named, forgive_the_browser
 
 pytestmark = pytest.mark.browser
 
@@ -30,50 +30,15 @@ WITH_SCHEMA = (
     "data/compare/large--small",
 )
 """Those that say for which version of the page they were written."""
-SAID = {"missing": "is missing", "truncated": "is damaged", "schema": "has schema 0, this page reads 2"}
-
-
-def damage(file: Path, key: str, how: str) -> None:
-    if how == "missing":
-        file.unlink()
-    elif how == "truncated":
-        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    else:
-        chunks.write_chunk(file.parents[len(Path(key).parts) - 1], key, chunks.encode_json({"schema": 0}))
-
-
-def forgive_the_browser(visited: Any) -> None:
-    """The browser itself says that a file is missing, or ends in the middle of a word."""
-    said = ("ERR_FILE_NOT_FOUND", "Invalid or unexpected token")
-    assert all(any(text in problem for text in said) for problem in visited.problems), visited.problems
-    visited.problems.clear()
 
 
 @pytest.mark.parametrize("how", SAID)
 def test_a_damaged_file_is_named_and_comes_back(
     how: str, whole_report: Any, tmp_path: Path, visit: Callable[..., Any]
 ) -> None:
+    views = {key: view for key, view in VIEWS.items() if how != "schema" or key in WITH_SCHEMA}
     folder = Path(shutil.copytree(whole_report.folder, tmp_path / "report"))
-    visited, wrong = visit(folder), []
-    for key, (address, there) in VIEWS.items():
-        if how == "schema" and key not in WITH_SCHEMA:
-            continue
-        file = folder / f"{key}.js"
-        whole = file.read_bytes()
-        damage(file, key, how)
-        page = visited.open(address)
-        page.wait_for_selector("[role=alert]:visible")
-        said = page.text_content("[role=alert]:visible")
-        if f"{key}.js {SAID[how]}" not in said:
-            wrong.append((key, said))
-        file.write_bytes(whole)
-        page.evaluate("() => location.hash = '#/s/small/latents'")  # the rest goes on
-        page.wait_for_selector("[aria-label='Latents of small'] .row .t", state="visible")
-        page.evaluate("hash => location.hash = hash", address)  # and the file, copied again, is read
-        page.wait_for_selector(there, state="visible")
-        page.goto("about:blank")
-    forgive_the_browser(visited)
-    assert wrong == []
+    assert_named(visit(folder), views, how, elsewhere="small")
 
 
 def test_a_missing_file_beside_the_contexts_does_not_hide_them(
