@@ -12,9 +12,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import contextlib
+import http.server
 import shutil
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +32,7 @@ from sae.store.filesystem import Storage
 from sae.store.records import commit
 from sae.store.snapshot import Snapshot, SnapshotSpec, commit_snapshot, encode_vector, read_snapshot
 from sae.store.writer import write_part
+from tests.browsing import Page, StaticFiles
 
 MakeSnapshot = Callable[..., Snapshot]
 
@@ -223,3 +226,35 @@ def browser() -> Iterator[Any]:
             pytest.skip(f"no browser: {str(err).splitlines()[0]}; install chromium, or `playwright install chromium`")
         yield started
         started.close()
+
+
+@pytest.fixture(scope="session")
+def serve_folder() -> Iterator[Callable[[Path], str]]:
+    """Serve a folder as any static server does, on loopback; returns its address."""
+    with contextlib.ExitStack() as servers:
+
+        def served(folder: Path) -> str:
+            def handler(*args: Any) -> StaticFiles:
+                return StaticFiles(*args, directory=str(folder))
+
+            server = servers.enter_context(http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler))
+            servers.callback(server.shutdown)
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            return f"http://127.0.0.1:{server.server_address[1]}"
+
+        yield served
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Callable[..., Page]]:
+    """Open pages; the test fails when one of them had a problem nobody read."""
+    opened: list[Page] = []
+
+    def page_of(folder: Path, base: str | None = None, **context: Any) -> Page:
+        opened.append(Page(browser, folder, base, **context))
+        return opened[-1]
+
+    yield page_of
+    for page in opened:
+        page.context.close()
+    assert [page.problems for page in opened] == [[] for _ in opened]

@@ -1,10 +1,7 @@
 """Rendered reports to look at, and a browser to look with."""
 
-import contextlib
-import http.server
 import importlib
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -74,77 +71,3 @@ def hostile_report(render: Callable[..., Rendered]) -> Rendered:
 def whole_report(render: Callable[..., Rendered]) -> Rendered:
     """A report with every view: two SAEs that can be compared, and one of given activations."""
     return render(whole=True)
-
-
-@pytest.fixture(scope="session")
-def serve_folder() -> Iterator[Callable[[Path], str]]:
-    """Serve a folder as any static server does, on loopback; returns its address."""
-    with contextlib.ExitStack() as servers:
-
-        def served(folder: Path) -> str:
-            def handler(*args: Any) -> StaticFiles:
-                return StaticFiles(*args, directory=str(folder))
-
-            server = servers.enter_context(http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler))
-            servers.callback(server.shutdown)
-            threading.Thread(target=server.serve_forever, daemon=True).start()
-            return f"http://127.0.0.1:{server.server_address[1]}"
-
-        yield served
-
-
-class StaticFiles(http.server.SimpleHTTPRequestHandler):
-    """Files, without a line per request."""
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-class Page:
-    """A page of a report, with everything that should never happen noted in `problems`.
-
-    Requests outside the report, of whatever kind, are stopped. `base`: where the folder is served; None: file://.
-    """
-
-    def __init__(self, browser: Any, folder: Path, base: str | None = None, **context: Any) -> None:
-        self.folder = folder
-        self.base = base or f"file://{folder}"
-        self.problems: list[str] = []
-        self.context = browser.new_context(**context)
-        self.page = self.context.new_page()
-        self.page.on("console", lambda m: self.problems.append(f"console {m.type}: {m.text}"))
-        self.page.on("pageerror", lambda error: self.problems.append(f"error: {error}"))
-        self.page.on("dialog", lambda dialog: (self.problems.append("dialog"), dialog.dismiss()))
-        self.requested: list[str] = []
-        self.context.route("**/*", self._answer)
-
-    def _answer(self, route: Any) -> None:
-        url = route.request.url
-        self.requested.append(url)
-        if url.startswith(f"{self.base}/"):
-            return route.continue_()
-        self.problems.append(f"request outside the folder: {url}")
-        return route.abort()
-
-    def open(self, address: str = "") -> Any:
-        """Open an address of the report and wait until its view is drawn."""
-        self.page.goto(f"{self.base}/index.html{address}")
-        self.page.wait_for_selector(
-            "#view h1, #overview:not([hidden]) h1" if not address else "#view h1", state="visible"
-        )
-        return self.page
-
-
-@pytest.fixture
-def visit(browser: Any) -> Iterator[Callable[..., Page]]:
-    """Open pages; the test fails when one of them had a problem nobody read."""
-    opened: list[Page] = []
-
-    def page_of(folder: Path, base: str | None = None, **context: Any) -> Page:
-        opened.append(Page(browser, folder, base, **context))
-        return opened[-1]
-
-    yield page_of
-    for page in opened:
-        page.context.close()
-    assert [page.problems for page in opened] == [[] for _ in opened]
