@@ -8,8 +8,6 @@ import contextlib
 import logging
 from typing import NamedTuple
 
-import numpy as np
-
 from sae.errors import ConfigError, DamagedError, InputError
 from sae.explain.config import ChatEndpoint
 from sae.explain.endpoint import read_key
@@ -19,6 +17,7 @@ from sae.extract.given import measure_given
 from sae.memory import check_fits, readable
 from sae.plan import Place, Plan
 from sae.store import layout
+from sae.store.encoding import stored_dtype
 from sae.store.filesystem import Storage
 from sae.store.records import read_record, require_record
 from sae.subject.config import EmbeddedLM
@@ -133,7 +132,7 @@ def _given_sizes(plan: Plan, storage: Storage) -> dict[Place, Size]:
         spec = specs[0]
         assert isinstance(spec, GivenPartsSpec)
         n_train, n_heldout, d_in = measure_given(spec, f"activations.sets.{name}")
-        itemsize = np.dtype(spec.dtype).itemsize
+        itemsize = stored_dtype(spec.dtype).itemsize
         splits: list[tuple[Split, int]] = [("train", n_train), ("heldout", n_heldout)]
         for split, n_rows in splits:
             sizes[name, split] = Size(n_rows, n_rows, d_in, itemsize)
@@ -148,7 +147,7 @@ def _model_sizes(plan: Plan) -> dict[Place, Size]:
     _check_text(plan)
     syntax = any(spec.syntax for spec in plan.tokens)
     widths = check_subject(plan.subject, plan.config.hook_points, corpus.context_tokens, syntax=syntax).widths
-    itemsize = np.dtype(activations.dtype).itemsize
+    itemsize = stored_dtype(activations.dtype).itemsize
     wanted = {"train": activations.n_tokens, "heldout": activations.n_heldout_tokens}
     sizes: dict[Place, Size] = {}
     for place in plan.parts:

@@ -25,9 +25,11 @@ from typing import Any
 import hypothesis
 import numpy as np
 import pytest
+import torch
 
 from sae.config import digest
 from sae.extract.config import GivenPartsSpec, InlineSource
+from sae.store.encoding import Dtype, Encoding, decode, encode
 from sae.store.filesystem import Storage
 from sae.store.records import commit
 from sae.store.snapshot import Snapshot, SnapshotSpec, commit_snapshot, encode_vector, read_snapshot
@@ -162,9 +164,11 @@ def write_snapshot(
     seq: list[np.ndarray] | None = None,
     pos: list[np.ndarray] | None = None,
     token: list[np.ndarray] | None = None,
+    dtype: Dtype | None = None,
 ) -> Snapshot:
     """Write each array [rows, d_in] as one part and commit them as a snapshot.
 
+    They are stored as they are, float16 or float32, or encoded as `dtype`.
     By default `seq` numbers all rows, `pos` is 0 and `token` -1, as for given activations.
     """
     spec = GivenPartsSpec(
@@ -172,7 +176,7 @@ def write_snapshot(
         content=digest([part.astype(float).tolist() for part in parts]),
         split="train",
         heldout_fraction=0,
-        dtype=str(parts[0].dtype),
+        dtype=dtype or str(parts[0].dtype),
         part_bytes=1,
         row_group_bytes=1,
         seed=row_group_rows,
@@ -180,6 +184,9 @@ def write_snapshot(
     start = 0
     for index, act in enumerate(parts):
         n_rows = len(act)
+        encoding = Encoding(dtype=str(act.dtype))
+        if dtype:
+            act, encoding = encode(torch.from_numpy(act), dtype)
         numbers = np.arange(start, start + n_rows, dtype=np.int32)
         start += n_rows
         with storage.staging() as folder:
@@ -190,8 +197,9 @@ def write_snapshot(
                 pos[index] if pos else np.zeros(n_rows, np.int32),
                 token[index] if token else np.full(n_rows, -1, np.int32),
                 row_group_rows=row_group_rows,
+                encoding=encoding,
             )
-            wide = act.astype(np.float64)
+            wide = decode(torch.from_numpy(act), encoding).double().numpy()
             metrics = {
                 "layout": layout.model_dump(mode="json"),
                 "n_rows": n_rows,

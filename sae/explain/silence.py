@@ -103,9 +103,7 @@ def _vectors(reader: RowGroupReader, snapshot: Snapshot, part: int, rows: np.nda
     for group, place in enumerate(snapshot.parts[part].layout.row_groups):
         here = np.flatnonzero((rows >= start) & (rows < start + place.n_rows))
         if len(here):
-            act = np.empty((place.n_rows, snapshot.d_in), snapshot.dtype)
-            reader.read_into(part, group, act)
-            out[here] = act[rows[here] - start]
+            out[here] = reader.read_act(part, group)[rows[here] - start]
         start += place.n_rows
     return out
 

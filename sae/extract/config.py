@@ -182,7 +182,7 @@ class PartsSpec(Spec):
     """The parts of one hook point over one split of one segment. Part k is a pure function of this and k."""
 
     stage: ClassVar[str] = "parts"
-    code_version: ClassVar[int] = 1
+    code_version: ClassVar[int] = 2
 
     tokens: Ref
     subject: Ref
@@ -200,7 +200,7 @@ class GivenPartsSpec(Spec):
     """The parts of a set of given activations."""
 
     stage: ClassVar[str] = "parts"
-    code_version: ClassVar[int] = 1
+    code_version: ClassVar[int] = 2
     parts_at_once: ClassVar[bool] = True
 
     source: GivenSource

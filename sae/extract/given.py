@@ -22,6 +22,7 @@ from sae.extract.config import ArraySource, GivenPartsSpec, GivenSource, InlineS
 from sae.extract.superposition import train_superposition
 from sae.extract.write import FLOAT16_MAX, write_rows
 from sae.progress import Progress, silent
+from sae.store.encoding import Encoding
 from sae.store.filesystem import Storage
 from sae.store.order import philox
 from sae.store.records import Record, commit
@@ -104,7 +105,7 @@ def import_activations(storage: Storage, spec: GivenPartsSpec, *, progress: Prog
         identity = np.empty((3, len(block)), np.int32)
         identity[0], identity[1], identity[2] = first + begin + order, 0, -1
         with storage.staging() as folder:
-            metrics = write_rows(folder / PART_FILE, block[order], identity, row_group_rows)
+            metrics = write_rows(folder / PART_FILE, block[order], identity, row_group_rows, Encoding(dtype=spec.dtype))
             commit(storage, spec, folder, metrics, seconds=time.perf_counter() - writing, part=part)
         progress(begin + len(block), len(act), "rows")
     plan = {

@@ -13,6 +13,7 @@ from sae.extract.config import PartsSpec
 from sae.extract.write import FLOAT16_MAX, write_rows
 from sae.progress import Progress, silent
 from sae.store.contexts import PADDING, Contexts, read_contexts
+from sae.store.encoding import Encoding, stored_dtype
 from sae.store.filesystem import Storage
 from sae.store.order import philox
 from sae.store.records import Record, commit, require_record
@@ -47,7 +48,7 @@ def plan_parts(storage: Storage, spec: PartsSpec, *, subject: Subject | None = N
     tokens = require_record(storage, spec.tokens).metrics
     _check_fits(subject, tokens, spec)
     d_in = hook_width(subject.model, spec.hook_point)
-    row_bytes = d_in * np.dtype(spec.dtype).itemsize
+    row_bytes = d_in * stored_dtype(spec.dtype).itemsize
     n_contexts = int(tokens[spec.split]["n_contexts"])
     contexts_per_part = max(1, spec.part_bytes // (tokens["context_tokens"] * row_bytes))
     metrics = {
@@ -126,7 +127,10 @@ def extract_part(
         writing = time.perf_counter()
         act = acts.pop(spec.hook_point)
         with storage.staging() as folder:
-            metrics = write_rows(folder / PART_FILE, act, identity, plan["row_group_rows"]) | counts
+            metrics = (
+                write_rows(folder / PART_FILE, act, identity, plan["row_group_rows"], Encoding(dtype=spec.dtype))
+                | counts
+            )
             spent = seconds + time.perf_counter() - writing
             records.append(commit(storage, spec, folder, metrics, seconds=spent, part=part))
     return records

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sae.errors import ConfigError
+from sae.store.encoding import stored_dtype
 from sae.store.filesystem import Storage
 from sae.store.order import Cursor, Epoch, ShuffleConfig, Window
 from sae.store.reader import RowGroupReader
@@ -90,7 +91,7 @@ class Loader:
         return torch.from_numpy(rows).to(torch.float32, copy=True)
 
     def _read_window(self, window: Window) -> np.ndarray:
-        rows = np.empty((window.n_rows, self._snapshot.d_in), dtype=self._snapshot.dtype)
+        rows = np.empty((window.n_rows, self._snapshot.d_in), stored_dtype(self._snapshot.dtype))
         start = 0
         with self._reading:
             for group in window.groups:
@@ -105,7 +106,7 @@ class _Streams:
     def __init__(self, loader: Loader, epoch: Epoch, batch: int) -> None:
         self._loader, self._epoch = loader, epoch
         self._rows: dict[int, tuple[Window, np.ndarray, np.ndarray]] = {}
-        self._out = np.empty((epoch.batch_rows, loader._snapshot.d_in), dtype=loader._snapshot.dtype)
+        self._out = np.empty((epoch.batch_rows, loader._snapshot.d_in), stored_dtype(loader._snapshot.dtype))
         position = epoch.body_range(min(batch, epoch.n_body_batches))[0]
         # Windows in the order in which they are needed, after the one each stream starts in.
         later = [window for windows in epoch.windows for window in windows if window.start > position]

@@ -4,7 +4,6 @@ The recorded hash of the values decides what is trusted. When the bytes at the r
 file may have been re-written by another tool: it is decoded by pyarrow, and the decoded values must match instead.
 """
 
-import io
 import logging
 import os
 from collections import OrderedDict
@@ -12,14 +11,14 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+import torch
 import xxhash
 
 from sae.errors import DamagedError, StoreError, TransientError
-from sae.store.files import stored_size
+from sae.store.encoding import decode, stored_dtype
 from sae.store.filesystem import Storage
 from sae.store.record import AGAIN
+from sae.store.rewritten import decode_identity, decode_vectors
 from sae.store.snapshot import Snapshot, read_snapshot
 from sae.store.writer import IDENTITY
 
@@ -28,15 +27,13 @@ __all__ = ["RowBlock", "RowGroupReader", "iter_rows", "read_snapshot"]
 logger = logging.getLogger(__name__)
 
 MAX_OPEN_FILES = 64
-UNDECODABLE = (pa.ArrowException, OSError, ValueError, LookupError, TypeError, MemoryError)
-"""What pyarrow raises for a file that is damaged. Storage's own errors are none of these and pass through it."""
 
 
 class RowBlock(NamedTuple):
     """Rows of one row group, in file order. `act` is a view of a buffer that the next block overwrites."""
 
     act: np.ndarray
-    """[rows, d_in], in the stored precision."""
+    """[rows, d_in] float16 or float32: as stored where that is plain, else decoded to float32."""
     seq: np.ndarray
     """Context of every row. [rows] int32"""
     pos: np.ndarray
@@ -66,13 +63,23 @@ class RowGroupReader:
         buffer = out.reshape(-1).view(np.uint8).data
         if self._read_raw(part, place.offset, buffer) and xxhash.xxh3_64_hexdigest(buffer) == place.xxh3:
             return
-        decoded = self._decode(part, group, ("act",), place.n_rows * self._snapshot.d_in, out.dtype)
+        decoded = decode_vectors(self._storage, self._snapshot.parts[part], group)
         if decoded is not None:
-            out[:] = decoded.reshape(out.shape)
+            out[:] = decoded
             if xxhash.xxh3_64_hexdigest(buffer) == place.xxh3:
                 self._note_rewritten(part)
                 return
         raise self._damaged(part, group, "vectors", len(buffer), place.offset, place.xxh3)
+
+    def read_act(self, part: int, group: int) -> np.ndarray:
+        """The activations of one row group. [n_rows, d_in] float16 or float32, as RowBlock.act
+
+        Raises: as read_into.
+        """
+        layout = self._snapshot.parts[part].layout
+        raw = np.empty((layout.row_groups[group].n_rows, layout.d_in), stored_dtype(layout.dtype))
+        self.read_into(part, group, raw)
+        return raw if layout.encoding.is_plain else decode(torch.from_numpy(raw), layout.encoding).numpy()
 
     def read_identity(self, part: int, group: int) -> np.ndarray:
         """Context, position and token id of the rows of one row group. [3, n_rows] int32
@@ -89,7 +96,7 @@ class RowGroupReader:
                 column[:] = np.frombuffer(span, np.int32, place.n_rows, offset - start)
             if xxhash.xxh3_64_hexdigest(out.data) == place.identity_xxh3:
                 return out
-        decoded = self._decode(part, group, IDENTITY, place.n_rows, out.dtype)
+        decoded = decode_identity(self._storage, self._snapshot.parts[part], group)
         if decoded is not None and xxhash.xxh3_64_hexdigest(decoded.data) == place.identity_xxh3:
             self._note_rewritten(part)
             return decoded
@@ -163,78 +170,12 @@ class RowGroupReader:
             raise TransientError(f"{self._storage.uri(path)}: {err}") from err
         return self._files[part]
 
-    def _decode(
-        self, part: int, group: int, columns: Sequence[str], n_values: int, dtype: np.dtype
-    ) -> np.ndarray | None:
-        """The values of one recorded row group, found by row number: the file may be divided otherwise.
-
-        Returns: [len(columns), n_values], not to be trusted before its hash was compared; None when the file is no
-            readable Parquet file with as many values of that dtype.
-        """
-        entry = self._snapshot.parts[part]
-        n_bytes = stored_size(self._storage, entry.path)
-        if n_bytes is None:
-            return None
-        first = sum(place.n_rows for place in entry.layout.row_groups[:group])
-        n_rows = entry.layout.row_groups[group].n_rows
-        try:
-            with pq.ParquetFile(_StoredFile(self._storage, entry.path, n_bytes)) as file:
-                sizes = [file.metadata.row_group(index).num_rows for index in range(file.metadata.num_row_groups)]
-                ends = np.cumsum(sizes)
-                groups = [i for i, size in enumerate(sizes) if ends[i] > first and ends[i] - size < first + n_rows]
-                table = file.read_row_groups(groups, columns=list(columns))
-            table = table.slice(first - int(ends[groups[0]] - sizes[groups[0]]), n_rows)
-            decoded = np.stack([_flat(table[name].combine_chunks()) for name in columns])
-        except UNDECODABLE:
-            return None
-        if decoded.shape != (len(columns), n_values) or decoded.dtype != dtype:
-            return None
-        return decoded
-
     def _note_rewritten(self, part: int) -> None:
         """Say once that a part is read the slow way."""
         if part not in self._rewritten:
             self._rewritten.add(part)
             uri = self._storage.uri(self._snapshot.parts[part].path)
             logger.warning("%s: re-written by another tool; decoded, slower than a raw read", uri)
-
-
-def _flat(column: pa.Array) -> np.ndarray:
-    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    values = column.flatten() if any(is_kind(column.type) for is_kind in lists) else column
-    return values.to_numpy(zero_copy_only=False)
-
-
-class _StoredFile(io.RawIOBase):
-    """A stored part as pyarrow reads it: footer and ranges, never the whole of it."""
-
-    def __init__(self, storage: Storage, path: str, n_bytes: int) -> None:
-        self._storage, self._path, self._n_bytes, self._position = storage, path, n_bytes, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._n_bytes}[whence]
-        if start + offset < 0:
-            raise ValueError(f"seek to {start + offset}")
-        self._position = start + offset
-        return self._position
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        end = min(self._position + len(buffer), self._n_bytes)
-        if end <= self._position:
-            return 0
-        data = self._storage.read_bytes(self._path, start=self._position, end=end)
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)
 
 
 def iter_rows(storage: Storage, snapshot: Snapshot, parts: Sequence[int] | None = None) -> Iterator[RowBlock]:
@@ -247,12 +188,17 @@ def iter_rows(storage: Storage, snapshot: Snapshot, parts: Sequence[int] | None 
     """
     reader = RowGroupReader(storage, snapshot)
     largest = max((n for groups in snapshot.row_groups for n in groups), default=0)
-    buffer = np.empty((largest, snapshot.d_in), dtype=snapshot.dtype)
+    buffer = np.empty((largest, snapshot.d_in), stored_dtype(snapshot.dtype))
+    decoded = torch.empty(0, snapshot.d_in)
     try:
         for part in range(len(snapshot.parts)) if parts is None else parts:
-            for group, place in enumerate(snapshot.parts[part].layout.row_groups):
+            layout = snapshot.parts[part].layout
+            for group, place in enumerate(layout.row_groups):
                 act = buffer[: place.n_rows]
                 reader.read_into(part, group, act)
+                if not layout.encoding.is_plain:
+                    decoded = decoded if len(decoded) else torch.empty(buffer.shape)
+                    act = decode(torch.from_numpy(act), layout.encoding, decoded[: place.n_rows]).numpy()
                 yield RowBlock(act, *reader.read_identity(part, group))
     finally:
         reader.close()

@@ -12,7 +12,7 @@ from sae.store import layout
 from sae.store.files import FileEntry
 from sae.store.provenance import Provenance
 
-FORMAT = 1
+FORMAT = 2
 """Version of the on-disk contract (FORMAT.md)."""
 AGAIN = "Run the same command again: it is computed again and put back."
 """What to do about damage."""

@@ -22,7 +22,7 @@ class SnapshotSpec(Spec):
     """A list of parts, named by the part sets they come from."""
 
     stage: ClassVar[str] = "activations"
-    code_version: ClassVar[int] = 2
+    code_version: ClassVar[int] = 3
 
     parts: tuple[Ref, ...]
     """Part sets, one per segment."""

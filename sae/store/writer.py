@@ -14,10 +14,10 @@ import xxhash
 
 from sae.config import FrozenConfig
 from sae.errors import StoreError
+from sae.store.encoding import Encoding, stored_dtype
 
 IDENTITY = ("seq", "pos", "token")
 """Columns of int32 beside the vectors: context, position, token id."""
-DTYPES = {"float16": (np.float16, pa.float16()), "float32": (np.float32, pa.float32())}
 
 
 class RowGroup(FrozenConfig):
@@ -39,40 +39,51 @@ class PartLayout(FrozenConfig):
 
     n_rows: int
     d_in: int
-    dtype: str
+    encoding: Encoding
     row_groups: tuple[RowGroup, ...]
+
+    @property
+    def dtype(self) -> str:
+        """float16, float32, bfloat16 or int8."""
+        return self.encoding.dtype
 
     @property
     def row_bytes(self) -> int:
         """Bytes of one vector."""
-        return self.d_in * np.dtype(self.dtype).itemsize
+        return self.d_in * stored_dtype(self.dtype).itemsize
 
 
 def write_part(
-    path: Path, act: np.ndarray, seq: np.ndarray, pos: np.ndarray, token: np.ndarray, *, row_group_rows: int
+    path: Path,
+    act: np.ndarray,
+    seq: np.ndarray,
+    pos: np.ndarray,
+    token: np.ndarray,
+    *,
+    row_group_rows: int,
+    encoding: Encoding,
 ) -> PartLayout:
     """Write one part.
 
     Args:
         path: a local file in a staging folder.
-        act: vectors in the order they are stored. [rows, d_in] float16 or float32
+        act: stored values, in the order they are stored. [rows, d_in] of `stored_dtype`
         seq, pos, token: identity of every row: context, position, token id. [rows] int32
         row_group_rows: rows per row group; the last one may be shorter.
+        encoding: what the stored values mean.
 
     Returns: where the rows of each row group lie, with their hashes.
     Raises: StoreError when the written file does not keep the raw-page contract.
     """
-    if str(act.dtype) not in DTYPES:
-        raise ValueError(f"dtype {act.dtype}: one of {sorted(DTYPES)}")
+    if act.dtype != stored_dtype(encoding.dtype):
+        raise ValueError(f"values of {act.dtype}, but {encoding.dtype} is stored as {stored_dtype(encoding.dtype)}")
     n_rows, d_in = act.shape
-    values_type = DTYPES[str(act.dtype)][1]
-    vector = pa.list_(pa.field("item", values_type, nullable=False))
     schema = pa.schema(
         [
-            pa.field("act", vector, nullable=False),
+            pa.field("act", _vector_type(encoding.dtype, d_in), nullable=False),
             *(pa.field(name, pa.int32(), nullable=False) for name in IDENTITY),
         ],
-        metadata={"sae.d_in": str(d_in), "sae.dtype": str(act.dtype)},
+        metadata={f"sae.{key}": str(value) for key, value in ({"d_in": d_in} | encoding.model_dump()).items()},
     )
     hashes = []
     with pq.ParquetWriter(
@@ -89,19 +100,33 @@ def write_part(
         for start in range(0, n_rows, row_group_rows):
             rows = slice(start, min(start + row_group_rows, n_rows))
             block = np.ascontiguousarray(act[rows])
-            offsets = np.arange(0, block.size + 1, d_in, dtype=np.int32)
-            columns = [pa.ListArray.from_arrays(offsets, pa.array(block.reshape(-1), values_type), type=vector)]
+            columns = [_vectors(block, schema.field("act").type)]
             identity = np.ascontiguousarray(np.stack([column[rows] for column in (seq, pos, token)]), np.int32)
             columns += [pa.array(column, pa.int32()) for column in identity]
             writer.write_table(pa.Table.from_arrays(columns, schema=schema), row_group_size=row_group_rows)
             hashes.append((xxhash.xxh3_64_hexdigest(block.data), xxhash.xxh3_64_hexdigest(identity.data)))
-    return _located(path, n_rows, d_in, str(act.dtype), hashes)
+    return _located(path, n_rows, d_in, encoding, hashes)
 
 
-def _located(path: Path, n_rows: int, d_in: int, dtype: str, hashes: list[tuple[str, str]]) -> PartLayout:
+def _vector_type(dtype: str, d_in: int) -> pa.DataType:
+    """Parquet has no type of bfloat16's or int8's width: their rows are binary of fixed length."""
+    if dtype in ("bfloat16", "int8"):
+        return pa.binary(d_in * stored_dtype(dtype).itemsize)
+    values = pa.float16() if dtype == "float16" else pa.float32()
+    return pa.list_(pa.field("item", values, nullable=False))
+
+
+def _vectors(block: np.ndarray, kind: pa.DataType) -> pa.Array:
+    if pa.types.is_fixed_size_binary(kind):
+        return pa.Array.from_buffers(kind, len(block), [None, pa.py_buffer(block)])
+    offsets = np.arange(0, block.size + 1, block.shape[1], dtype=np.int32)
+    return pa.ListArray.from_arrays(offsets, pa.array(block.reshape(-1), kind.value_type), type=kind)
+
+
+def _located(path: Path, n_rows: int, d_in: int, encoding: Encoding, hashes: list[tuple[str, str]]) -> PartLayout:
     """Find the raw values of every row group and prove that they are what was written."""
     metadata = pq.read_metadata(path)
-    row_bytes = d_in * np.dtype(dtype).itemsize
+    row_bytes = d_in * stored_dtype(encoding.dtype).itemsize
     groups = []
     with open(path, "rb") as file:
         for index, expected in enumerate(hashes):
@@ -134,4 +159,4 @@ def _located(path: Path, n_rows: int, d_in: int, dtype: str, hashes: list[tuple[
                     identity_xxh3=expected[1],
                 )
             )
-    return PartLayout(n_rows=n_rows, d_in=d_in, dtype=dtype, row_groups=tuple(groups))
+    return PartLayout(n_rows=n_rows, d_in=d_in, encoding=encoding, row_groups=tuple(groups))

@@ -15,6 +15,7 @@ from sae.architectures.config import SAEConfig, TopKConfig
 from sae.extract.config import GivenPartsSpec, InlineSource, PartsSpec, TokensSpec
 from sae.store import records
 from sae.store.contexts import PADDING, Contexts, write_contexts, write_documents
+from sae.store.encoding import Encoding
 from sae.store.filesystem import Storage
 from sae.store.snapshot import PART_FILE, SnapshotSpec, commit_snapshot, encode_vector
 from sae.store.writer import write_part
@@ -271,7 +272,9 @@ def _write_parts(
 
 def _commit_part(storage, spec, part, act, seq, pos, token) -> None:
     with storage.staging() as folder:
-        layout = write_part(folder / PART_FILE, act, seq, pos, token, row_group_rows=16)
+        layout = write_part(
+            folder / PART_FILE, act, seq, pos, token, row_group_rows=16, encoding=Encoding(dtype=str(act.dtype))
+        )
         exact = act.astype(np.float64)
         metrics = {
             "layout": layout.model_dump(mode="json"),

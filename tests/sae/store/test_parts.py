@@ -7,16 +7,32 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sae.errors import DamagedError, StoreError, TransientError
+from sae.store.encoding import Dtype, Encoding, decode, encode, stored_dtype
 from sae.store.filesystem import Storage
 from sae.store.reader import RowGroupReader, iter_rows
 from sae.store.writer import write_part
 from tests.conftest import MakeSnapshot
 
 duckdb = pytest.importorskip("duckdb")
+
+
+def rewrite_with_pyarrow(path: Path) -> None:
+    pq.write_table(pq.read_table(path), path, compression="snappy", row_group_size=17)
+
+
+def rewrite_with_duckdb(path: Path) -> None:
+    new = path.with_suffix(".new")
+    duckdb.sql(f"copy (select * from '{path}') to '{new}' (format parquet, compression zstd)")
+    new.replace(path)
+
+
+REWRITE = {"pyarrow": rewrite_with_pyarrow, "duckdb": rewrite_with_duckdb}
+DTYPES: tuple[Dtype, ...] = ("float16", "float32", "bfloat16", "int8")
 
 
 def columns(n_rows: int) -> dict[str, np.ndarray]:
@@ -30,7 +46,9 @@ def test_vectors_are_the_bytes_at_the_recorded_offset(
     tmp_path: Path, dtype: str, n_rows: int, d_in: int, row_group_rows: int
 ) -> None:
     act = np.random.default_rng(1).standard_normal((n_rows, d_in)).astype(dtype)
-    layout = write_part(tmp_path / "part.parquet", act, **columns(n_rows), row_group_rows=row_group_rows)
+    layout = write_part(
+        tmp_path / "part.parquet", act, **columns(n_rows), row_group_rows=row_group_rows, encoding=Encoding(dtype=dtype)
+    )
     data = (tmp_path / "part.parquet").read_bytes()
     start = 0
     for group in layout.row_groups:
@@ -44,7 +62,7 @@ def test_other_tools_read_vectors_as_vectors(tmp_path: Path) -> None:
     act = np.random.default_rng(1).standard_normal((50, 8)).astype(np.float16)
     ids = columns(50)
     path = tmp_path / "part.parquet"
-    write_part(path, act, **ids, row_group_rows=20)
+    write_part(path, act, **ids, row_group_rows=20, encoding=Encoding(dtype="float16"))
     table = pq.read_table(path)
     assert np.array_equal(np.array(table["act"].to_pylist(), np.float16), act)
     assert np.array_equal(table["seq"].to_numpy(), ids["seq"])
@@ -55,7 +73,7 @@ def test_other_tools_read_vectors_as_vectors(tmp_path: Path) -> None:
 
 def test_a_column_chunk_is_one_uncompressed_page(tmp_path: Path) -> None:
     act = np.zeros((5000, 64), np.float16)  # compressible: would shrink under any codec or dictionary
-    write_part(tmp_path / "part.parquet", act, **columns(5000), row_group_rows=2500)
+    write_part(tmp_path / "part.parquet", act, **columns(5000), row_group_rows=2500, encoding=Encoding(dtype="float16"))
     metadata = pq.read_metadata(tmp_path / "part.parquet")
     for index in range(metadata.num_row_groups):
         chunk = metadata.row_group(index).column(0)
@@ -128,6 +146,29 @@ def test_a_missing_part_is_named(storage: Storage, make_snapshot: MakeSnapshot) 
     assert (error.value.ref, error.value.part) == (snapshot.parts[0].ref, 0)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_of_every_dtype_come_back_as_what_was_encoded(
+    storage: Storage, make_snapshot: MakeSnapshot, dtype: Dtype
+) -> None:
+    rng = np.random.default_rng(0)
+    parts = [(rng.standard_normal((100, 6)) * scale).astype(np.float32) for scale in (1, 1e5)]  # the second is scaled
+    snapshot = make_snapshot(storage, parts, row_group_rows=32, dtype=dtype)
+    stored, encodings = zip(*[encode(torch.from_numpy(part), dtype) for part in parts], strict=True)
+    assert tuple(part.layout.encoding for part in snapshot.parts) == encodings
+    kinds = (np.float16, np.float32) if dtype == "float16" else (np.float32, np.float32)
+    reader = RowGroupReader(storage, snapshot)
+    for index, (part, kind) in enumerate(zip(stored, kinds, strict=True)):
+        expected = decode(torch.from_numpy(part), encodings[index]).numpy()
+        blocks = [block.act.copy() for block in iter_rows(storage, snapshot, [index])]
+        assert {block.dtype for block in blocks} == {np.dtype(kind)}
+        assert np.array_equal(np.concatenate(blocks), expected)
+        raw = np.empty((4, 6), stored_dtype(dtype))
+        reader.read_into(index, 3, raw)
+        assert np.array_equal(raw, part[96:])
+        assert np.array_equal(reader.read_act(index, 3), expected[96:])
+    reader.close()
+
+
 @pytest.mark.parametrize("row_group_size", [50, 7, 30, 100])
 def test_a_part_rewritten_by_another_tool_still_reads(
     storage: Storage, make_snapshot: MakeSnapshot, row_group_size: int, caplog: pytest.LogCaptureFixture
@@ -138,6 +179,22 @@ def test_a_part_rewritten_by_another_tool_still_reads(
     assert np.array_equal(np.concatenate([block[0] for block in blocks]), act)
     assert np.array_equal(np.concatenate([block[1] for block in blocks]), np.arange(100))
     assert caplog.text.count("re-written by another tool") == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tool", ["pyarrow", "duckdb"])
+def test_a_part_of_any_dtype_rewritten_by_any_tool_still_reads(
+    storage: Storage, make_snapshot: MakeSnapshot, dtype: Dtype, tool: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    act = (np.random.default_rng(0).standard_normal((100, 8)) * 1e5).astype(np.float32)
+    snapshot = make_snapshot(storage, [act], row_group_rows=30, dtype=dtype)
+    before = [(block.act.copy(), *block[1:]) for block in iter_rows(storage, snapshot)]
+    path = Path(storage.full(snapshot.parts[0].path))
+    REWRITE[tool](path)
+    after = [(block.act.copy(), *block[1:]) for block in iter_rows(storage, snapshot)]
+    for ours, theirs in zip(before, after, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert "re-written by another tool" in caplog.text
 
 
 def test_a_file_with_other_values_is_never_trusted(storage: Storage, make_snapshot: MakeSnapshot) -> None:

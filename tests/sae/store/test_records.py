@@ -9,6 +9,7 @@ import pytest
 from sae.errors import ConfigError, DamagedError, StoreError
 from sae.store import layout
 from sae.store.filesystem import Storage
+from sae.store.record import FORMAT
 from sae.store.records import is_intact, local_files, read_record, require_record, verify
 from tests.sae.store.things import ThingSpec, make
 
@@ -70,12 +71,14 @@ def test_a_newer_format_is_refused_before_anything_else_is_read(storage: Storage
     spec = ThingSpec(size=1)
     make(storage, spec, {"a": b"x"})
     path = Path(storage.full(layout.record_path(spec.ref)))
-    path.write_text(json.dumps({"format": 2, "whatever": "it says then"}))
+    path.write_text(json.dumps({"format": FORMAT + 1, "whatever": "it says then"}))
     for use in (read_record, is_intact):
-        with pytest.raises(StoreError, match=r"format 2, this version reads up to 1\. Use a newer") as error:
+        with pytest.raises(
+            StoreError, match=rf"format {FORMAT + 1}, this version reads up to {FORMAT}\. Use a newer"
+        ) as error:
             use(storage, spec.ref)
         assert not isinstance(error.value, DamagedError)
-    with pytest.raises(StoreError, match="format 2"):
+    with pytest.raises(StoreError, match=f"format {FORMAT + 1}"):
         make(storage, spec, {"a": b"x"})
 
 

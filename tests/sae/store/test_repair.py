@@ -27,6 +27,7 @@ from sae.store.loader import open_loader
 from sae.store.order import ShuffleConfig
 from sae.store.reader import iter_rows, read_snapshot
 from sae.store.records import commit, is_intact, local_files, read_record, require_record, verify
+from sae.store.writer import PartLayout
 from sae.subject.load import load_subject, load_tokenizer
 from tests.conftest import MakeSnapshot
 from tests.sae.store.things import ThingSpec, make
@@ -167,10 +168,9 @@ def test_damage_is_found_by_whoever_reads(read_store: tuple[Storage, dict[str, U
 
 def _rows_are_whole(storage: Storage, use: Use, intact: bytes, damaged: bytes) -> bool:
     """Whether the damage spares all values: footer and page headers are not needed."""
-    metrics = require_record(storage, use.ref, use.part).metrics["layout"]
-    row_bytes = metrics["d_in"] * np.dtype(metrics["dtype"]).itemsize
-    for group in metrics["row_groups"]:
-        spans = [(group["offset"], group["n_rows"] * row_bytes), *((o, group["n_rows"] * 4) for o in group["identity"])]
+    part = PartLayout.model_validate(require_record(storage, use.ref, use.part).metrics["layout"])
+    for group in part.row_groups:
+        spans = [(group.offset, group.n_rows * part.row_bytes), *((o, group.n_rows * 4) for o in group.identity)]
         if any(damaged[start : start + size] != intact[start : start + size] for start, size in spans):
             return False
     return True
