@@ -157,24 +157,25 @@ class Decoder:
         self.is_same = first.dtype in ("float32", "bfloat16") or all(encoding == first for encoding in encodings)
         """Whether all parts have one encoding, so that nobody needs to say which part a row is of."""
 
-    def __call__(self, raw: Tensor, part: Tensor | None = None) -> Tensor:
+    def __call__(self, raw: Tensor, part: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         """Stored values as float32 on the device. [rows, d_in]
 
         Args:
             raw: of `stored_dtype`, on any device: it is moved as it is stored. [rows, d_in]
             part: of every row, an index into the encodings, on the CPU; not needed where `is_same`. [rows] integers
+            out: on the device; filled and returned, if given. [rows, d_in] float32
 
         Raises: ValueError when the parts differ and `part` is not given.
         """
         raw = raw.to(self._device, non_blocking=True)
         if self.is_same:
-            return _apply(raw, *self._constants(0))
+            return _apply(raw, *self._constants(0), out=out)
         if part is None:
             raise ValueError("the parts have different encodings: say which part every row is of")
         present, row = torch.unique(part.cpu(), return_inverse=True)
         scales, offsets = zip(*[self._constants(index) for index in present.tolist()], strict=True)
         row = row.to(self._device)
-        return _apply(raw, _rows_of(scales, row), _rows_of(offsets, row))
+        return _apply(raw, _rows_of(scales, row), _rows_of(offsets, row), out=out)
 
     def _constants(self, index: int) -> tuple[Tensor | None, Tensor | None]:
         """Scale and offset of a part, on the device."""

@@ -1,25 +1,36 @@
-"""The shuffled order to batches: windows of row groups in memory, the next one read ahead in a thread."""
+"""The shuffled order to batches of float32, on the device that trains."""
 
-import threading
+import contextlib
+import weakref
+from collections import deque
 from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sae.errors import ConfigError
-from sae.store.encoding import stored_dtype
 from sae.store.filesystem import Storage
-from sae.store.order import Cursor, Epoch, ShuffleConfig, Window
-from sae.store.reader import RowGroupReader
+from sae.store.order import Cursor, Epoch, Lanes, RowGroups, Run, ShuffleConfig
 from sae.store.snapshot import Snapshot
+from sae.store.windows import HeldWindow, ReadAhead
+
+BATCHES_KEPT = 2
+"""Memory of batches that is kept for the next ones: of the one in use, and of the one before."""
 
 
 class Loader:
-    """Iterates batches of a snapshot, epoch after epoch, from any cursor.
+    """Iterates the batches of a snapshot, epoch after epoch, from any cursor, or one rank's rows of every batch.
 
-    Memory: `window_row_groups` row groups, the window read ahead, and one batch.
+    Rank r of W has the lanes c of the order with c % W == r. A global batch holds the same rows for any W, so the
+    cursor of one rank is that of all, and any other number of ranks goes on from it. Ranks need not know each other.
+
+    Memory of a rank, with C streams and K = window_row_groups: (1/W + 2/C) K + 2 row groups of the largest size, as
+    stored (+ 16 instead of + 2 where the root is not local), and two float32 batches beside those that the caller
+    keeps. For a GPU the row groups lie in page-locked memory of the host, and the batches on the GPU.
+
+    A batch belongs to the caller: its memory is used again only when no tensor refers to it any more.
     """
 
     def __init__(
@@ -30,31 +41,50 @@ class Loader:
         seed: int,
         cursor: Cursor | None = None,
         shuffle: ShuffleConfig | None = None,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        device: torch.device | str = "cpu",
     ) -> None:
-        if batch_rows > snapshot.n_rows:
-            raise ConfigError(
-                f"batch_rows = {batch_rows} but the snapshot {snapshot.ref} has {snapshot.n_rows} rows. "
-                f"Lower batch_rows, or extract more (activations.n_tokens)."
-            )
+        shuffle = shuffle or ShuffleConfig()
+        n_lanes = shuffle.streams(batch_rows)
+        _check(snapshot, batch_rows, n_lanes, rank, world)
         self.cursor = cursor or Cursor()
-        """The next batch: store it, and another loader continues from it."""
+        """The next batch: store it, and other loaders continue from it."""
         self.rows_per_epoch = snapshot.n_rows
-        self._snapshot, self._batch_rows, self._seed, self._shuffle = snapshot, batch_rows, seed, shuffle
-        self._reader = RowGroupReader(storage, snapshot)
-        self._reading = threading.Lock()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
-        self._batches = self._iterate()
+        self._d_in, self._seed, self._shuffle = snapshot.d_in, seed, shuffle
+        self._groups = RowGroups.of(snapshot.row_groups)
+        self._lanes = Lanes(snapshot.n_rows, batch_rows, n_lanes)
+        self._own = [_Lane(lane) for lane in range(rank, n_lanes, world)]
+        self._device = torch.device(device)
+        self._copies = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+        self._memory: deque[np.ndarray] = deque(maxlen=BATCHES_KEPT)
+        largest = int(self._groups.rows.max())
+        self._ahead = ReadAhead(
+            storage,
+            snapshot,
+            self._runs(),
+            window_rows=min(snapshot.n_rows, shuffle.groups_per_window(batch_rows) * largest),
+            group_rows=largest,
+            device=self._device,
+        )
+        self._batches = self._hand_out()
 
     @property
     def batches_per_epoch(self) -> int:
-        """Batches in the current epoch; the last may be short."""
-        return self._epoch(self.cursor.epoch).n_batches
+        """Batches in an epoch; the last may be short, and empty on some ranks."""
+        return self._lanes.n_batches
+
+    @property
+    def waited_seconds(self) -> float:
+        """How long the caller has waited for rows to be read."""
+        return self._ahead.waited_seconds
 
     def __iter__(self) -> Iterator[Tensor]:
         return self
 
     def __next__(self) -> Tensor:
-        """The next batch. [at most batch_rows, d_in] float32
+        """The rows of the next batch, or this rank's of them. [at most batch_rows / world, d_in] float32
 
         Raises: DamagedError as RowGroupReader.read_into, also for what was read ahead; the cursor stays before it.
         """
@@ -63,106 +93,121 @@ class Loader:
     def close(self) -> None:
         """Stop reading ahead and close the files."""
         self._batches.close()
-        self._thread.shutdown(wait=True, cancel_futures=True)
-        self._reader.close()
+        self._ahead.close()
 
-    def _epoch(self, epoch: int) -> Epoch:
-        return Epoch(self._snapshot.row_groups, self._batch_rows, self._seed, epoch, self._shuffle)
-
-    def _iterate(self) -> Generator[Tensor, None, None]:
+    def _runs(self) -> Iterator[tuple[Epoch, Run]]:
+        """What the own lanes read from the cursor on, epoch after epoch."""
+        number, batch = self.cursor.epoch, self.cursor.batch
         while True:
-            epoch = self._epoch(self.cursor.epoch)
-            streams = _Streams(self, epoch, self.cursor.batch)
-            for batch in range(self.cursor.batch, epoch.n_body_batches):
-                x = self._to_float(streams.body_batch(batch))
-                self.cursor = Cursor(epoch=epoch.epoch, batch=batch + 1)
-                yield x
-            if self.cursor.batch < epoch.n_batches:
-                tail = streams.tail()
-                order = epoch.tail_order()
-                for batch in range(self.cursor.batch, epoch.n_batches):
-                    start, stop = epoch.tail_range(batch)
-                    self.cursor = Cursor(epoch=epoch.epoch, batch=batch + 1)
-                    yield self._to_float(tail[order[start:stop]])
-            self.cursor = Cursor(epoch=self.cursor.epoch + 1)
+            epoch = Epoch(self._groups, self._lanes.batch_rows, self._seed, number, self._shuffle)
+            for run in epoch.runs(batch, [lane.number for lane in self._own]):
+                yield epoch, run
+            number, batch = number + 1, 0
 
-    @staticmethod
-    def _to_float(rows: np.ndarray) -> Tensor:
-        return torch.from_numpy(rows).to(torch.float32, copy=True)
+    def _hand_out(self) -> Generator[Tensor, None, None]:
+        # A GPU copies the next batch while it computes with this one.
+        for batch in _one_ahead(self._draw_all()) if self._copies else self._draw_all():
+            if batch.copied is not None:
+                used_on = torch.cuda.current_stream(self._device)
+                used_on.wait_event(batch.copied)
+                batch.x.record_stream(used_on)
+            self.cursor = batch.after
+            yield batch.x
 
-    def _read_window(self, window: Window) -> np.ndarray:
-        rows = np.empty((window.n_rows, self._snapshot.d_in), stored_dtype(self._snapshot.dtype))
-        start = 0
-        with self._reading:
-            for group in window.groups:
-                self._reader.read_into(group.part, group.group, rows[start : start + group.n_rows])
-                start += group.n_rows
-        return rows
+    def _draw_all(self) -> Generator["_Batch", None, None]:
+        number, first = self.cursor.epoch, self.cursor.batch
+        while True:
+            for batch in range(first, self._lanes.n_batches):
+                with torch.cuda.stream(self._copies) if self._copies else contextlib.nullcontext():
+                    x = self._draw(batch)
+                    copied = self._copies.record_event() if self._copies else None
+                yield _Batch(x, Cursor(epoch=number, batch=batch + 1), copied)
+            number, first = number + 1, 0
 
-
-class _Streams:
-    """The current window of every stream of one epoch."""
-
-    def __init__(self, loader: Loader, epoch: Epoch, batch: int) -> None:
-        self._loader, self._epoch = loader, epoch
-        self._rows: dict[int, tuple[Window, np.ndarray, np.ndarray]] = {}
-        self._out = np.empty((epoch.batch_rows, loader._snapshot.d_in), stored_dtype(loader._snapshot.dtype))
-        position = epoch.body_range(min(batch, epoch.n_body_batches))[0]
-        # Windows in the order in which they are needed, after the one each stream starts in.
-        later = [window for windows in epoch.windows for window in windows if window.start > position]
-        self._later = iter(sorted(later, key=self._needed))
-        self._ahead: dict[tuple[int, int], Future[np.ndarray]] = {}
-        self._read_ahead()
-
-    def body_batch(self, batch: int) -> np.ndarray:
-        start, stop = self._epoch.body_range(batch)
-        size = stop - start
-        for stream in range(self._epoch.n_streams):
-            self._take(stream, start, stop, self._out[stream * size : (stream + 1) * size])
-        return self._out
-
-    def tail(self) -> np.ndarray:
-        out = np.empty((sum(self._epoch.tail_lengths), self._out.shape[1]), dtype=self._out.dtype)
+    def _draw(self, batch: int) -> Tensor:
+        counts = [self._lanes.rows_in_batch(lane.number, batch) for lane in self._own]
+        x = self._new_batch(sum(counts))
         done = 0
-        for stream in range(self._epoch.n_streams):
-            start, stop = self._epoch.stream_tail(stream)
-            self._take(stream, start, stop, out[done : done + stop - start])
-            done += stop - start
-        return out
+        for lane, n_rows in zip(self._own, counts, strict=True):
+            self._draw_lane(lane, x[done : done + n_rows])
+            done += n_rows
+        return x
 
-    def _take(self, stream: int, start: int, stop: int, out: np.ndarray) -> None:
-        """Rows at positions [start, stop) of a stream, which may span windows."""
+    def _draw_lane(self, lane: "_Lane", out: Tensor) -> None:
+        """The next rows of a lane: side by side in one window, or the end of one and the beginning of another."""
         done = 0
-        while start < stop:
-            window, rows, order = self._window(stream, start)
-            upto = min(stop, window.start + window.n_rows)
-            chosen = order[start - window.start : upto - window.start]
-            np.take(rows, chosen, axis=0, out=out[done : done + len(chosen)], mode="clip")
-            done += len(chosen)
-            start = upto
+        while done < len(out):
+            if lane.held is None:
+                lane.held = self._ahead.take()
+                lane.taken = 0
+            run, window = lane.held
+            assert run.lane == lane.number
+            n_rows = min(run.n_rows - lane.taken, len(out) - done)
+            start = run.offset + lane.taken
+            window.decode(start, start + n_rows, out[done : done + n_rows])
+            done += n_rows
+            lane.taken += n_rows
+            if lane.taken == run.n_rows:
+                self._ahead.give_back(window)
+                lane.held = None
 
-    def _window(self, stream: int, position: int) -> tuple[Window, np.ndarray, np.ndarray]:
-        current = self._rows.get(stream)
-        if current is None or position >= current[0].start + current[0].n_rows:
-            window = self._epoch.windows[stream][self._epoch.window_at(stream, position)]
-            future = self._ahead.pop((stream, window.index), None)
-            # The first windows have not been read ahead; a hand-over to the thread would only cost time.
-            rows = future.result() if future else self._loader._read_window(window)
-            current = self._rows[stream] = (window, rows, self._epoch.window_order(window))
-            self._read_ahead()
-        return current
+    def _new_batch(self, n_rows: int) -> Tensor:
+        """Memory of a batch; the kernel takes longer to clear new pages than a batch takes to copy."""
+        if self._copies:
+            return torch.empty((n_rows, self._d_in), device=self._device)
+        memory = self._memory.pop() if self._memory else np.empty((self._largest_batch(), self._d_in), np.float32)
+        rows = memory[:n_rows]
+        # The tensor, and whatever shares its memory, holds `rows`.
+        weakref.finalize(rows, self._memory.append, memory).atexit = False
+        return torch.from_numpy(rows)
 
-    def _needed(self, window: Window) -> tuple[int, int, int]:
-        """When a window is first read: batch, then stream; in the tail stream by stream."""
-        batch = min(window.start // self._epoch.rows_per_stream, self._epoch.n_body_batches)
-        return batch, window.stream, window.index
+    def _largest_batch(self) -> int:
+        return len(self._own) * self._lanes.batch_rows // self._lanes.n_lanes
 
-    def _read_ahead(self) -> None:
-        """Keep one window in flight: refills alternate between streams, so one is enough."""
-        if self._ahead:
-            return
-        if (window := next(self._later, None)) is not None:
-            self._ahead[window.stream, window.index] = self._loader._thread.submit(self._loader._read_window, window)
+
+class _Lane:
+    """A lane and how far the run that it is in was taken."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.held: tuple[Run, HeldWindow] | None = None
+        self.taken = 0
+
+
+class _Batch(NamedTuple):
+    x: Tensor
+    after: Cursor
+    copied: torch.cuda.Event | None
+    """On a GPU: when x is complete."""
+
+
+def _one_ahead(batches: Iterator[_Batch]) -> Iterator[_Batch]:
+    """Ask for each batch before the one before it is used; an error still comes in its batch's place."""
+    current = next(batches)
+    while True:
+        try:
+            following = next(batches)
+        except Exception:
+            yield current
+            raise
+        yield current
+        current = following
+
+
+def _check(snapshot: Snapshot, batch_rows: int, n_lanes: int, rank: int, world: int) -> None:
+    if batch_rows > snapshot.n_rows:
+        raise ConfigError(
+            f"batch_rows = {batch_rows} but the snapshot {snapshot.ref} has {snapshot.n_rows} rows. "
+            f"Lower batch_rows, or extract more (activations.n_tokens)."
+        )
+    if not 0 <= rank < world:
+        raise ConfigError(f"rank = {rank} of world = {world}: ranks are numbered 0 to world - 1.")
+    if n_lanes % world:
+        fitting = ", ".join(str(n) for n in range(1, n_lanes + 1) if n_lanes % n == 0)
+        raise ConfigError(
+            f"world = {world} ranks cannot share the {n_lanes} streams of batches of {batch_rows} rows evenly. "
+            f"Use {fitting} ranks, or more streams (a multiple of {world} that divides batch_rows)."
+        )
 
 
 def open_loader(
@@ -172,12 +217,19 @@ def open_loader(
     seed: int,
     cursor: Cursor | None = None,
     shuffle: ShuffleConfig | None = None,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    device: torch.device | str = "cpu",
 ) -> Loader:
     """Start reading a snapshot in the shuffled order of `seed`.
 
     Args:
+        batch_rows: rows of a global batch, over all ranks.
         cursor: the next batch to yield; the first by default.
+        rank, world: whose rows of every batch to yield.
+        device: where the batches are to be.
 
-    Raises: ConfigError when a batch is larger than the snapshot.
+    Raises: ConfigError when a batch is larger than the snapshot, or the ranks cannot share it evenly.
     """
-    return Loader(storage, snapshot, batch_rows, seed, cursor, shuffle)
+    return Loader(storage, snapshot, batch_rows, seed, cursor, shuffle, rank=rank, world=world, device=device)

@@ -52,7 +52,7 @@ class SAESpec(Spec):
     """One trained SAE."""
 
     stage: ClassVar[str] = "saes"
-    code_version: ClassVar[int] = 1
+    code_version: ClassVar[int] = 2
 
     config: TrainConfig
     snapshot: Ref

@@ -65,7 +65,7 @@ def train_saes(
     slowest = min(members, key=lambda member: member.run.state.step)
     step, n_steps = slowest.run.state.step, max(member.run.n_steps for member in members)
 
-    loader = open_loader(storage, snapshot, first.config.batch_rows, first.order_seed, slowest.cursor)
+    loader = open_loader(storage, snapshot, first.config.batch_rows, first.order_seed, slowest.cursor, device=device)
     try:
         while any(member.unfinished for member in members):
             x = next(loader)
@@ -80,7 +80,7 @@ def train_saes(
                         save_checkpoint(member.checkpoints, member.run, loader.cursor)
             step += 1
             try:
-                progress(step, n_steps, "steps", _note(members))
+                progress(step, n_steps, "steps", _note(members, loader.waited_seconds))
             except StopRequested as err:
                 if any(member.unfinished for member in members):
                     raise _stopped(err, step, n_steps, members, loader.cursor, bool(checkpoint_every_steps)) from err
@@ -178,7 +178,8 @@ def _first_rows(storage: Storage, snapshot: Snapshot, spec: SAESpec) -> Tensor:
     return torch.cat(batches)[:wanted]
 
 
-def _note(members: Sequence[_Member]) -> str:
-    """The FVU of every SAE, as last measured."""
+def _note(members: Sequence[_Member], waited_seconds: float) -> str:
+    """The FVU of every SAE, as last measured, and how long training has waited for rows."""
     curves = [member.run.curve for member in members]
-    return "fvu " + " ".join(f"{curve.last['fvu']:.3f}" if curve.rows else "-" for curve in curves)
+    fvu = " ".join(f"{curve.last['fvu']:.3f}" if curve.rows else "-" for curve in curves)
+    return f"fvu {fvu}, waited {waited_seconds:.1f} s for data"
