@@ -1,23 +1,25 @@
 """Activation parts: rows of vectors as an ordinary Parquet file whose vectors can be read without decoding.
 
-The contract is FORMAT.md: per row group, column `act` is one uncompressed PLAIN page of a required list of required
-floats of fixed length, so the vectors are the last `rows * row_bytes` bytes of its column chunk. The columns that say
-which token a row belongs to are raw pages too. Written through pyarrow.
+The contract is FORMAT.md: per row group, column `act` is one uncompressed PLAIN page whose values, the vectors, are its
+last bytes and begin at a multiple of 4096. The columns that say which token a row belongs to are raw pages too. Pages
+are written as they lie in memory, without a copy, while another thread computes their checksums.
 """
 
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import xxhash
+from zlib_ng.zlib_ng import crc32
 
 from sae.config import FrozenConfig
-from sae.errors import StoreError
+from sae.store import pages
 from sae.store.encoding import Encoding, stored_dtype
+from sae.store.pages import IDENTITY, Chunk
 
-IDENTITY = ("seq", "pos", "token")
-"""Columns of int32 beside the vectors: context, position, token id."""
+__all__ = ["IDENTITY", "PartLayout", "RowGroup", "write_part"]
 
 
 class RowGroup(FrozenConfig):
@@ -63,100 +65,94 @@ def write_part(
     row_group_rows: int,
     encoding: Encoding,
 ) -> PartLayout:
-    """Write one part.
+    """Write one part. The same rows give the same bytes.
 
     Args:
-        path: a local file in a staging folder.
+        path: a local file in a staging folder; it must not exist.
         act: stored values, in the order they are stored. [rows, d_in] of `stored_dtype`
         seq, pos, token: identity of every row: context, position, token id. [rows] int32
         row_group_rows: rows per row group; the last one may be shorter.
         encoding: what the stored values mean.
 
     Returns: where the rows of each row group lie, with their hashes.
-    Raises: StoreError when the written file does not keep the raw-page contract.
+    Raises: OSError when the file cannot be written; ValueError for arrays of another dtype or length, and for a row
+        group that does not fit a page (2 GiB).
     """
+    n_rows, d_in = act.shape
     if act.dtype != stored_dtype(encoding.dtype):
         raise ValueError(f"values of {act.dtype}, but {encoding.dtype} is stored as {stored_dtype(encoding.dtype)}")
-    n_rows, d_in = act.shape
-    schema = pa.schema(
-        [
-            pa.field("act", _vector_type(encoding.dtype, d_in), nullable=False),
-            *(pa.field(name, pa.int32(), nullable=False) for name in IDENTITY),
-        ],
-        metadata={f"sae.{key}": str(value) for key, value in ({"d_in": d_in} | encoding.model_dump()).items()},
-    )
-    hashes = []
-    with pq.ParquetWriter(
-        path,
-        schema,
-        compression="none",
-        use_dictionary=False,
-        write_statistics=False,
-        write_page_checksum=True,
-        data_page_size=1 << 30,
-        max_rows_per_page=1 << 30,
-        store_schema=False,
-    ) as writer:
-        for start in range(0, n_rows, row_group_rows):
-            rows = slice(start, min(start + row_group_rows, n_rows))
-            block = np.ascontiguousarray(act[rows])
-            columns = [_vectors(block, schema.field("act").type)]
-            identity = np.ascontiguousarray(np.stack([column[rows] for column in (seq, pos, token)]), np.int32)
-            columns += [pa.array(column, pa.int32()) for column in identity]
-            writer.write_table(pa.Table.from_arrays(columns, schema=schema), row_group_size=row_group_rows)
-            hashes.append((xxhash.xxh3_64_hexdigest(block.data), xxhash.xxh3_64_hexdigest(identity.data)))
-    return _located(path, n_rows, d_in, encoding, hashes)
-
-
-def _vector_type(dtype: str, d_in: int) -> pa.DataType:
-    """Parquet has no type of bfloat16's or int8's width: their rows are binary of fixed length."""
-    if dtype in ("bfloat16", "int8"):
-        return pa.binary(d_in * stored_dtype(dtype).itemsize)
-    values = pa.float16() if dtype == "float16" else pa.float32()
-    return pa.list_(pa.field("item", values, nullable=False))
-
-
-def _vectors(block: np.ndarray, kind: pa.DataType) -> pa.Array:
-    if pa.types.is_fixed_size_binary(kind):
-        return pa.Array.from_buffers(kind, len(block), [None, pa.py_buffer(block)])
-    offsets = np.arange(0, block.size + 1, block.shape[1], dtype=np.int32)
-    return pa.ListArray.from_arrays(offsets, pa.array(block.reshape(-1), kind.value_type), type=kind)
-
-
-def _located(path: Path, n_rows: int, d_in: int, encoding: Encoding, hashes: list[tuple[str, str]]) -> PartLayout:
-    """Find the raw values of every row group and prove that they are what was written."""
-    metadata = pq.read_metadata(path)
-    row_bytes = d_in * stored_dtype(encoding.dtype).itemsize
-    groups = []
-    with open(path, "rb") as file:
-        for index, expected in enumerate(hashes):
-            group = metadata.row_group(index)
-            sizes = [group.num_rows * row_bytes] + [group.num_rows * 4] * len(IDENTITY)
-            chunks = [group.column(i) for i in range(len(sizes))]
-            offsets = [
-                chunk.data_page_offset + chunk.total_compressed_size - size
-                for chunk, size in zip(chunks, sizes, strict=True)
-            ]
-            found = []
-            for columns in (slice(0, 1), slice(1, None)):
-                hasher = xxhash.xxh3_64()
-                for offset, size in zip(offsets[columns], sizes[columns], strict=True):
-                    file.seek(offset)
-                    hasher.update(file.read(size))
-                found.append(hasher.hexdigest())
-            if tuple(found) != expected:
-                raise StoreError(
-                    f"{path}: row group {index} is not one raw page per column (encodings {chunks[0].encodings}, "
-                    f"codec {chunks[0].compression}). The pyarrow in use writes another layout; see FORMAT.md."
-                )
-            act, *identity = offsets
-            groups.append(
-                RowGroup(
-                    offset=act,
-                    n_rows=group.num_rows,
-                    xxh3=expected[0],
-                    identity=tuple(identity),
-                    identity_xxh3=expected[1],
-                )
-            )
+    if any(column.shape != (n_rows,) for column in (seq, pos, token)) or d_in == 0:
+        raise ValueError(f"{n_rows} rows of {d_in} values, but seq {seq.shape}, pos {pos.shape}, token {token.shape}")
+    groups, chunks = [], []
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        _write(descriptor, [pages.MAGIC], 0)
+        end = len(pages.MAGIC)
+        with ThreadPoolExecutor(1, thread_name_prefix="checksums") as checksums:
+            for start in range(0, n_rows, row_group_rows):
+                rows = slice(start, start + row_group_rows)
+                block = np.ascontiguousarray(act[rows])
+                identity = np.ascontiguousarray(np.stack([seq[rows], pos[rows], token[rows]]), "<i4")
+                group, written = _write_group(descriptor, end, block, identity, encoding.dtype, checksums)
+                groups.append(group)
+                chunks.append((group.n_rows, written))
+                end = written[-1].offset + written[-1].n_bytes
+        _write(descriptor, [pages.footer(encoding, d_in, chunks)], end)
+    finally:
+        os.close(descriptor)
     return PartLayout(n_rows=n_rows, d_in=d_in, encoding=encoding, row_groups=tuple(groups))
+
+
+def _write_group(
+    descriptor: int, end: int, block: np.ndarray, identity: np.ndarray, dtype: str, checksums: ThreadPoolExecutor
+) -> tuple[RowGroup, list[Chunk]]:
+    """Write one row group behind `end`."""
+    vectors, (n_rows, d_in) = block.reshape(-1).view(np.uint8).data, block.shape
+    levels = pages.list_levels(dtype, n_rows, d_in)
+    n_values, n_bytes = pages.n_values(dtype, n_rows, d_in), len(levels) + len(vectors)
+    if n_bytes > pages.MAX_PAGE_BYTES or n_values > pages.MAX_PAGE_BYTES:
+        raise ValueError(f"a row group of {len(vectors)} bytes does not fit a page: fewer rows per row group")
+    # The header's length depends on the checksum, which is computed while the vectors are written: they come first.
+    offset = pages.vectors_offset(end, levels, len(vectors), n_values)
+    computed = checksums.submit(_checksums, levels, vectors)
+    _write(descriptor, [vectors], offset)
+    crc, xxh3 = computed.result()
+    header = pages.page_header(n_bytes, n_values, crc)
+    head = offset - len(levels) - len(header)
+    _write(descriptor, [header, levels], head)
+    chunks = [Chunk(head, len(header) + n_bytes, n_values)]
+
+    at, offsets = offset + len(vectors), []
+    columns: list[bytes | memoryview] = []
+    for column in identity:
+        values = column.view(np.uint8).data
+        header = pages.page_header(len(values), n_rows, crc32(values))
+        columns += [header, values]
+        chunks.append(Chunk(at, len(header) + len(values), n_rows))
+        offsets.append(at + len(header))
+        at += len(header) + len(values)
+    _write(descriptor, columns, offset + len(vectors))
+    group = RowGroup(
+        offset=offset,
+        n_rows=n_rows,
+        xxh3=xxh3,
+        identity=(offsets[0], offsets[1], offsets[2]),
+        identity_xxh3=xxhash.xxh3_64_hexdigest(identity.data),
+    )
+    return group, chunks
+
+
+def _checksums(levels: bytes, vectors: memoryview) -> tuple[int, str]:
+    """CRC-32 of a page, and xxh3 of its vectors."""
+    return crc32(vectors, crc32(levels)), xxhash.xxh3_64_hexdigest(vectors)
+
+
+def _write(descriptor: int, buffers: Sequence[bytes | memoryview], offset: int) -> None:
+    left = [memoryview(buffer) for buffer in buffers]
+    while left:  # one call writes at most 2 GiB
+        n_bytes = os.pwritev(descriptor, left, offset)
+        offset += n_bytes
+        while left and n_bytes >= len(left[0]):
+            n_bytes -= len(left.pop(0))
+        if left:
+            left[0] = left[0][n_bytes:]

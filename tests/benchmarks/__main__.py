@@ -1,6 +1,6 @@
 """`make bench`: speeds as ratios of two things measured in turn in this process; medians, with their spread.
 
-python -m tests.benchmarks [extraction] [loading] [training] [statistics] [report] [overhead]
+python -m tests.benchmarks [store] [extraction] [loading] [training] [statistics] [report] [overhead]
 """
 
 import sys
@@ -15,10 +15,12 @@ from tests.benchmarks.loading import loading
 from tests.benchmarks.overhead import overhead
 from tests.benchmarks.report import report
 from tests.benchmarks.statistics import statistics
+from tests.benchmarks.store_io import store_io
 from tests.benchmarks.timing import Row
 from tests.benchmarks.training import training
 
 BENCHMARKS: dict[str, Callable[[Path], Iterator[Row]]] = {
+    "store": store_io,
     "extraction": extraction,
     "loading": loading,
     "training": training,

@@ -1,4 +1,4 @@
-"""Parts: the one-raw-page contract, exact round trips, damage found and never taken for data."""
+"""Parts as the store reads them: exact round trips, damage found and never taken for data."""
 
 import io
 from pathlib import Path
@@ -12,13 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sae.errors import DamagedError, StoreError, TransientError
-from sae.store.encoding import Dtype, Encoding, decode, encode, stored_dtype
+from sae.store.encoding import Dtype, decode, encode, stored_dtype
 from sae.store.filesystem import Storage
 from sae.store.reader import RowGroupReader, iter_rows
-from sae.store.writer import write_part
 from tests.conftest import MakeSnapshot
 
 duckdb = pytest.importorskip("duckdb")
+pl = pytest.importorskip("polars")
 
 
 def rewrite_with_pyarrow(path: Path) -> None:
@@ -31,56 +31,12 @@ def rewrite_with_duckdb(path: Path) -> None:
     new.replace(path)
 
 
-REWRITE = {"pyarrow": rewrite_with_pyarrow, "duckdb": rewrite_with_duckdb}
+def rewrite_with_polars(path: Path) -> None:
+    pl.read_parquet(path).write_parquet(path, compression="zstd", row_group_size=17)
+
+
+REWRITE = {"pyarrow": rewrite_with_pyarrow, "duckdb": rewrite_with_duckdb, "polars": rewrite_with_polars}
 DTYPES: tuple[Dtype, ...] = ("float16", "float32", "bfloat16", "int8")
-
-
-def columns(n_rows: int) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    return {name: rng.integers(0, 1000, n_rows, dtype=np.int32) for name in ("seq", "pos", "token")}
-
-
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
-@pytest.mark.parametrize(("n_rows", "d_in", "row_group_rows"), [(1, 1, 1), (100, 7, 32), (96, 64, 32), (5, 512, 100)])
-def test_vectors_are_the_bytes_at_the_recorded_offset(
-    tmp_path: Path, dtype: str, n_rows: int, d_in: int, row_group_rows: int
-) -> None:
-    act = np.random.default_rng(1).standard_normal((n_rows, d_in)).astype(dtype)
-    layout = write_part(
-        tmp_path / "part.parquet", act, **columns(n_rows), row_group_rows=row_group_rows, encoding=Encoding(dtype=dtype)
-    )
-    data = (tmp_path / "part.parquet").read_bytes()
-    start = 0
-    for group in layout.row_groups:
-        raw = np.frombuffer(data, dtype, group.n_rows * d_in, group.offset).reshape(-1, d_in)
-        assert np.array_equal(raw, act[start : start + group.n_rows])
-        start += group.n_rows
-    assert start == n_rows
-
-
-def test_other_tools_read_vectors_as_vectors(tmp_path: Path) -> None:
-    act = np.random.default_rng(1).standard_normal((50, 8)).astype(np.float16)
-    ids = columns(50)
-    path = tmp_path / "part.parquet"
-    write_part(path, act, **ids, row_group_rows=20, encoding=Encoding(dtype="float16"))
-    table = pq.read_table(path)
-    assert np.array_equal(np.array(table["act"].to_pylist(), np.float16), act)
-    assert np.array_equal(table["seq"].to_numpy(), ids["seq"])
-    rows = duckdb.sql(f"select act, token from '{path}'").fetchall()
-    assert np.array_equal(np.array([row[0] for row in rows], np.float16), act)
-    assert [row[1] for row in rows] == ids["token"].tolist()
-
-
-def test_a_column_chunk_is_one_uncompressed_page(tmp_path: Path) -> None:
-    act = np.zeros((5000, 64), np.float16)  # compressible: would shrink under any codec or dictionary
-    write_part(tmp_path / "part.parquet", act, **columns(5000), row_group_rows=2500, encoding=Encoding(dtype="float16"))
-    metadata = pq.read_metadata(tmp_path / "part.parquet")
-    for index in range(metadata.num_row_groups):
-        chunk = metadata.row_group(index).column(0)
-        assert chunk.compression == "UNCOMPRESSED"
-        assert chunk.dictionary_page_offset is None
-        assert set(chunk.encodings) <= {"PLAIN", "RLE"}
-        assert chunk.statistics is None
 
 
 def test_rows_come_back_in_order_from_disk_and_memory(
@@ -182,7 +138,7 @@ def test_a_part_rewritten_by_another_tool_still_reads(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("tool", ["pyarrow", "duckdb"])
+@pytest.mark.parametrize("tool", list(REWRITE))
 def test_a_part_of_any_dtype_rewritten_by_any_tool_still_reads(
     storage: Storage, make_snapshot: MakeSnapshot, dtype: Dtype, tool: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -233,7 +189,9 @@ def test_whatever_bytes_change_rows_are_as_written_or_refused(
     path = snapshot.parts[0].path
     intact = memory_storage.read_bytes(path)
     changed = bytearray(intact)
-    flips = st.tuples(st.integers(0, len(intact) - 1), st.integers(1, 255))
+    # Most of so small a file is padding, where nothing is harmed.
+    used = [place for place, value in enumerate(intact) if value]
+    flips = st.tuples(st.one_of(st.integers(0, len(intact) - 1), st.sampled_from(used)), st.integers(1, 255))
     # One flipped byte; or several, so that the way through pyarrow's decoder meets damage too; and a lost end.
     for place, value in data.draw(st.lists(flips, min_size=0, max_size=4)):
         changed[place] ^= value
