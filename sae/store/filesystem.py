@@ -9,20 +9,32 @@ import contextlib
 import copy
 import os
 import re
+import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from sae.errors import ConfigError, PipelineError
 from sae.store import layout, local
-from sae.store.staging import private_folder
+from sae.store.staging import find_abandoned, private_folder
 
 PROTOCOLS = ("file", "s3", "memory")
+
+
+class StoredFile(NamedTuple):
+    """A file as a listing shows it."""
+
+    path: str
+    """Relative to the root."""
+    n_bytes: int
+    modified: float
+    """Seconds since 1970 by the storage's own clock: when it was put there or last changed."""
 
 
 class Storage:
@@ -96,6 +108,41 @@ class Storage:
                 found = {str(name).removeprefix(place).lstrip("/"): int(entry["size"]) for name, entry in entries}
         return {name: found[name] for name in sorted(found) if name and not _is_hidden(name)}
 
+    def walk(self, folder: str) -> Iterator[StoredFile]:
+        """Every file below `folder`, hidden ones too, in no order; a file that vanishes meanwhile is left out.
+
+        Held in memory is one page of a bucket's listing, or one local folder's.
+        """
+        place = self.full(folder)
+        with self._errors(folder):
+            if self._s3:
+                found = self._s3.walk(self.fs, place)
+            elif self.is_local:
+                found = local.walk(Path(place))
+            else:
+                entries = self.fs.find(place, detail=True).values()
+                found = (
+                    (each["name"], int(each["size"]), self.fs.modified(each["name"]).timestamp()) for each in entries
+                )
+            for name, n_bytes, modified in found:
+                yield StoredFile(name.removeprefix(self._base).lstrip("/"), n_bytes, modified)
+
+    def now(self) -> float:
+        """What time it is by the clock that dates files here, in seconds since 1970: a file is written to see.
+
+        On a bucket that is the server's clock, on a network drive the drive's, else this machine's.
+        """
+        path = f"{layout.STAGING}/probe-{uuid.uuid4().hex}"
+        with self._errors(path):
+            if self.is_local:
+                local.make_folders(self._scratch)
+                with tempfile.TemporaryFile(dir=self._scratch) as probe:
+                    return os.fstat(probe.fileno()).st_mtime
+            self.fs.pipe_file(self.full(path), b"what time is it")
+            modified = self.fs.modified(self.full(path))
+            self.fs.rm_file(self.full(path))
+            return float(modified.timestamp())
+
     def read_bytes(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
         """The bytes [start, end) of a file, all of it by default; fewer where the file ends before.
 
@@ -167,6 +214,67 @@ class Storage:
         """Delete one file if it is there."""
         with self._errors(path), contextlib.suppress(FileNotFoundError, NotADirectoryError):
             self.fs.rm_file(self.full(path))
+
+    def remove_empty_folders(self, folder: str) -> None:
+        """Delete `folder` if no file is below it, and empty folders inside it; nothing to do on a bucket."""
+        if self.is_local:
+            with self._errors(folder):
+                local.remove_empty_folders(Path(self.full(folder)))
+
+    @contextlib.contextmanager
+    def holding(self, folder: str) -> Iterator[None]:
+        """Keep `folder` from those who would empty it (`taking`) while the block writes into it.
+
+        It is a shared lock on the local folder, which ends with the process; a bucket has none.
+        """
+        if not self.is_local:
+            yield
+            return
+        with contextlib.ExitStack() as entered:
+            with self._errors(folder):
+                entered.enter_context(local.holding(Path(self.full(folder))))
+            yield
+
+    @contextlib.contextmanager
+    def taking(self, folder: str) -> Iterator[bool]:
+        """Keep writers out of `folder` while the block empties it. Yields: False when one holds it, or it is gone."""
+        if not self.is_local:
+            yield True
+            return
+        with contextlib.ExitStack() as entered:
+            with self._errors(folder):
+                taken = entered.enter_context(local.taking(Path(self.full(folder))))
+            yield taken
+
+    def abandoned_staging(self) -> Iterator[str]:
+        """Staging folders inside a local root whose owner has died. (A bucket's lie in this machine's temporary
+        folder; the next run removes them.)"""
+        if self.is_local:
+            yield from (f"{layout.STAGING}/{found.name}" for found in find_abandoned(self._scratch))
+
+    def remove_abandoned_staging(self, path: str) -> bool:
+        """Delete one of `abandoned_staging`. Returns: False when it is none any more."""
+        if path not in self.abandoned_staging():
+            return False
+        shutil.rmtree(self.full(path), ignore_errors=True)
+        return True
+
+    def torn_uploads(self) -> Iterator[tuple[StoredFile, str]]:
+        """Uploads in pieces that were begun below the root and not ended, with their ids; their sizes are not known.
+
+        Their pieces are paid for and shown in no listing. Always empty but on a bucket.
+        """
+        if not self._s3:
+            return
+        with self._errors(""):
+            for name, begun, upload in self._s3.torn_uploads(self.fs, self._base):
+                yield StoredFile(name.removeprefix(self._base).lstrip("/"), 0, begun), upload
+
+    def abort_upload(self, path: str, upload: str) -> None:
+        """Give up an upload in pieces: whoever still sends some is told that there is no such upload."""
+        assert self._s3
+        with self._errors(path):
+            self._s3.abort_upload(self.fs, self.full(path), upload)
 
     def fetch(self, path: str, into: Path) -> Path:
         """A local path that holds the file: itself on a local root, else a download inside `into`.

@@ -6,12 +6,15 @@
 <root>/<stage>/<fingerprint>/part-00007/<content>/<file>
 <root>/<stage>/<fingerprint>/*.json.damaged-xxxxxxxx   a damaged record, set aside when the artefact was computed again
 <root>/<stage>/<fingerprint>/checkpoints/<attempt>/ work in progress: what a retry resumes from
+<root>/<...>/<content>/.collected-xxxx              a collector is at work there (buckets only)
 <root>/.staging/<pid>-xxxx/                         one attempt's unfinished files
 """
 
 STAGING = ".staging"
 RESULTS = ".prefect"
 """Prefect's result files: a cache, safe to delete."""
+COLLECTED = ".collected-"
+"""How the name of a collector's note begins (claims.py)."""
 
 
 def artefact_folder(ref: str) -> str:

@@ -2,10 +2,11 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,14 +14,14 @@ from sae.errors import PipelineError, StoreError, TransientError
 
 T = TypeVar("T")
 
+_MOST_TRIES = 100
 _PERMANENT = (errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG, errno.ENOTSUP)
 
 
 def put(source: Path, target: Path) -> None:
     """Move a finished file to `target`, replacing what is there: readers see the old file or all of the new one."""
-    make_folders(target.parent)
     fsync(source)
-    _across_devices(os.replace, source, target)
+    _in_folder(os.replace, source, target)
     fsync(target.parent)
 
 
@@ -32,11 +33,10 @@ def create(target: Path, data: bytes, scratch: Path) -> bool:
 
     Returns: False when somebody else was first.
     """
-    make_folders(target.parent)
     attempt = scratch / "data"
     attempt.write_bytes(data)
     fsync(attempt)
-    created = _across_devices(_link, attempt, target)
+    created = _in_folder(_link, attempt, target)
     fsync(target.parent)
     return created
 
@@ -71,6 +71,75 @@ def sizes(folder: Path) -> dict[str, int]:
                 path = Path(place, name)
                 found[path.relative_to(folder).as_posix()] = path.stat().st_size
     return found
+
+
+def walk(folder: Path) -> Iterator[tuple[str, int, float]]:
+    """Path, bytes and time of every file below `folder`: the later of its content's and its name's last change."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                path = os.path.join(place, name)
+                found = os.lstat(path)
+                # A file that is moved here keeps the time of its content.
+                yield path, found.st_size, max(found.st_mtime, found.st_ctime)
+
+
+def remove_empty_folders(folder: Path) -> None:
+    """Delete `folder` if no file is below it, and those inside it; not those that somebody holds."""
+    for place, _, _ in os.walk(folder, topdown=False):
+        with taking(Path(place)) as taken, contextlib.suppress(OSError):
+            if taken:
+                os.rmdir(place)
+
+
+@contextlib.contextmanager
+def holding(folder: Path) -> Iterator[None]:
+    """Make `folder` and hold a shared lock of it."""
+    descriptor = None
+    while descriptor is None:
+        make_folders(folder)
+        with contextlib.suppress(FileNotFoundError):
+            descriptor = os.open(folder, os.O_RDONLY)
+            _lock(descriptor, fcntl.LOCK_SH)
+            if not _is_at(descriptor, folder):  # it was emptied and deleted before the lock was ours
+                os.close(descriptor)
+                descriptor = None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def taking(folder: Path) -> Iterator[bool]:
+    """Hold the exclusive lock of `folder`. Yields: False when others hold one, or it is gone."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except (FileNotFoundError, NotADirectoryError):
+        yield False
+        return
+    try:
+        yield _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB) and _is_at(descriptor, folder)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, how: int) -> bool:
+    """Lock an open folder. Returns: False when others hold it; True also where folders cannot be locked."""
+    try:
+        fcntl.flock(descriptor, how)
+    except BlockingIOError:
+        return False
+    except OSError:  # some network file systems
+        return True
+    return True
+
+
+def _is_at(descriptor: int, folder: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(folder))
+    except FileNotFoundError:
+        return False
 
 
 def free_bytes(place: Path) -> int | None:
@@ -113,6 +182,18 @@ def disk_full(err: Exception, place: Path) -> StoreError:
     return StoreError(
         f"{place}: {what} ({left}). Free some space and run the same command again; what was finished is kept."
     )
+
+
+def _in_folder(how: Callable[[Path, Path], T], source: Path, target: Path) -> T:
+    """`how` from `source` to `target` in a folder that is made first, and again when a collector found it empty."""
+    for _ in range(_MOST_TRIES):
+        make_folders(target.parent)
+        try:
+            return _across_devices(how, source, target)
+        except FileNotFoundError:
+            if not source.exists():
+                raise
+    return _across_devices(how, source, target)
 
 
 def _across_devices(how: Callable[[Path, Path], T], source: Path, target: Path) -> T:

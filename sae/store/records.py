@@ -24,7 +24,7 @@ import xxhash
 
 from sae.config import Spec, digest
 from sae.errors import DamagedError, StoreError, TransientError
-from sae.store import layout
+from sae.store import claims, layout
 from sae.store.files import FileEntry, entry_of, local_difference, size_difference, stored_difference
 from sae.store.filesystem import Storage
 from sae.store.provenance import provenance
@@ -116,10 +116,13 @@ def commit(
         _refuse_other_content(storage, existing, record)
         _restore(storage, existing, folder)
         return existing
-    for entry in entries:
-        # Whatever lies there already is a killed predecessor's, perhaps torn, or the same bytes.
-        storage.put_file(folder / entry.name, f"{record.folder}/{entry.name}")
-    if storage.create_exclusive(layout.record_path(spec.ref, part), encode(record)):
+    with storage.holding(record.folder) if entries else contextlib.nullcontext():
+        for entry in entries:
+            # Whatever lies there already is a killed predecessor's, perhaps torn, or the same bytes.
+            storage.put_file(folder / entry.name, f"{record.folder}/{entry.name}")
+        created = storage.create_exclusive(layout.record_path(spec.ref, part), encode(record))
+    if created:
+        claims.keep(storage, record, folder)
         return record
     winner = require_record(storage, spec.ref, part)
     if winner.content != record.content:  # equal content: the files just put are the winner's too

@@ -9,6 +9,7 @@ import contextlib
 import re
 import time
 import uuid
+from collections.abc import Iterator
 from types import MappingProxyType
 from typing import Any
 
@@ -100,6 +101,8 @@ def as_error(err: Exception, uri: str) -> PipelineError | None:
         return None
     code = str(err.__cause__.response["Error"].get("Code"))  # type: ignore[union-attr]
     text = f"{uri}: {_one_line(err)}"
+    if code == "NoSuchUpload":  # given up by somebody who took it for abandoned: it can be begun again
+        return TransientError(f"{uri}: the upload was given up while it was under way (S3 answered 404 {code})")
     if code == "NoSuchBucket":
         return StoreError(f"{uri}: there is no such bucket. Create it, or correct the root.")
     if answer == 404:
@@ -137,6 +140,44 @@ def create(fs: Any, path: str, data: bytes) -> bool:
         # 409: another conditional write or a delete of this object was under way; nothing was decided.
         time.sleep(pause)
     raise TransientError(f"s3://{path}: other writers or deletes of this object are always under way")
+
+
+def walk(fs: Any, place: str) -> Iterator[tuple[str, int, float]]:
+    """Path (with its bucket), bytes and time of every object below `place`, a page at a time."""
+    bucket, prefix = _bucket_and_prefix(place)
+    more: dict[str, str] = {}
+    while True:
+        page = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **more)
+        for entry in page.get("Contents", ()):
+            yield f"{bucket}/{entry['Key']}", int(entry["Size"]), entry["LastModified"].timestamp()
+        if not page.get("IsTruncated"):
+            return
+        more = {"ContinuationToken": page["NextContinuationToken"]}
+
+
+def torn_uploads(fs: Any, place: str) -> Iterator[tuple[str, float, str]]:
+    """Path (with its bucket), beginning and id of every upload in pieces below `place` that has not ended."""
+    bucket, prefix = _bucket_and_prefix(place)
+    more: dict[str, str] = {}
+    while True:
+        page = fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix, **more)
+        for entry in page.get("Uploads", ()):
+            yield f"{bucket}/{entry['Key']}", entry["Initiated"].timestamp(), entry["UploadId"]
+        if not page.get("IsTruncated"):
+            return
+        more = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+
+
+def abort_upload(fs: Any, path: str, upload: str) -> None:
+    """Give up an upload in pieces; it is no error when it has ended."""
+    bucket, _, key = path.partition("/")
+    with contextlib.suppress(FileNotFoundError):
+        fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload)
+
+
+def _bucket_and_prefix(place: str) -> tuple[str, str]:
+    bucket, _, key = place.partition("/")
+    return bucket, f"{key}/" if key else ""
 
 
 def _one_line(err: Exception) -> str:

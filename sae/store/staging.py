@@ -42,11 +42,15 @@ def private_folder(parent: Path, prefix: str = "") -> Iterator[Path]:
         shutil.rmtree(outer, ignore_errors=True)
 
 
+def find_abandoned(parent: Path, prefix: str = "") -> list[Path]:
+    """The folders in `parent` whose owner has died."""
+    return [outer for outer in sorted(parent.glob(f"{prefix}[0-9]*-*")) if _is_abandoned(outer)]
+
+
 def remove_abandoned(parent: Path, prefix: str = "") -> None:
     """Delete the folders in `parent` whose owner has died."""
-    for outer in parent.glob(f"{prefix}[0-9]*-*"):
-        if _is_abandoned(outer):
-            shutil.rmtree(outer, ignore_errors=True)
+    for outer in find_abandoned(parent, prefix):
+        shutil.rmtree(outer, ignore_errors=True)
 
 
 _clean_once = functools.cache(remove_abandoned)

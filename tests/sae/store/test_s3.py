@@ -242,6 +242,13 @@ def test_an_upload_that_fails_leaves_nothing(s3_root: str, network: Network, tmp
     assert storage.sizes("") == {"folder/big": 2 * s3.UPLOAD_BYTES + 1}
 
 
+def test_an_upload_that_a_collector_gives_up_is_worth_a_retry(s3_root: str, network: Network, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x")
+    network.fault = on("PUT", "/a", "404 NoSuchUpload")
+    with pytest.raises(TransientError, match="given up while it was under way"):
+        Storage(s3_root).put_file(tmp_path / "a", "a")
+
+
 def test_an_upload_whose_process_is_killed_leaves_no_object(s3_root: str, network: Network, tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from sae.store.filesystem import Storage\n"
