@@ -1,7 +1,6 @@
 """`sae-pipeline`: parse, validate, call a flow, print."""
 
 import argparse
-import importlib
 import json
 import logging
 import os
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 # Nothing here may import torch: its threads read their settings from the environment when it is loaded.
 from flows.stages import FLOW_STAGES, STAGES
-from sae.errors import ConfigError, InputError, PipelineError, TransientError
+from flows.store import add_store_commands, run_store
+from sae.errors import ConfigError, InputError, PipelineError
 from tasks.process import WorkerCrash
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ class Terminated(KeyboardInterrupt):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
-    Returns: 0; 1 when work failed; 2 when the configuration or an input is wrong; 75 when the same command may succeed
-        later (a network that fails, SIGTERM); 130 after Ctrl-C.
+    Returns: 0; 1 when work failed or stored data is damaged; 2 when the configuration or an input is wrong; 75 when
+        the same command may succeed later (a network that fails, SIGTERM); 130 after Ctrl-C.
     """
     options = _parser().parse_args(arguments)
     _set_environment(verbose=getattr(options, "verbose", False))
@@ -52,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from flows.show import show
 
             print(show(options.uri, check=options.verify))
+        elif options.command == "store":
+            return run_store(options)
         elif options.command == "serve":
             from flows.serve import serve
 
@@ -111,6 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("show", help="what an artefact is, from what, when; sizes and metrics")
     show.add_argument("uri", metavar="URI")
     show.add_argument("--verify", action="store_true", help="compare every file with its recorded hash")
+    add_store_commands(commands)
     serve = commands.add_parser("serve", help="a report as a web site, with its model: encode text, steer latents")
     serve.add_argument("uri", metavar="URI", help="a report's folder or index.html, or a root: its newest report")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
@@ -132,6 +135,7 @@ def _print_judgements(files: Sequence[str]) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    from flows.server import call_flow
     from flows.settings import load_config
     from sae.plan import make_plan
     from sae.preflight import check_plan
@@ -149,29 +153,8 @@ def _run(options: argparse.Namespace) -> None:
     with show_progress("corpus") as progress:
         plan = make_plan(config, progress)
     check_plan(plan)
-    outcomes = _call_flow(options, config)
+    outcomes = call_flow(options.command, config, only=options.only, refresh=options.refresh)
     _print_summary(config, plan, outcomes, time.perf_counter() - started, as_json=options.json)
-
-
-def _call_flow(options: argparse.Namespace, config: "PipelineConfig") -> list[dict[str, Any]]:
-    import httpx
-
-    from flows.server import prefect_server
-    from tasks.process import start_workers
-
-    module, name = {"run": ("pipeline", "pipeline")}.get(options.command, (options.command, options.command))
-    flow = getattr(importlib.import_module(f"flows.{module}"), name)
-    start_workers(1)  # while the server starts
-    try:
-        with prefect_server():
-            return list(flow(config, only=options.only, refresh=options.refresh))
-    except (httpx.HTTPError, RuntimeError) as err:
-        if isinstance(err, RuntimeError) and "Failed to reach API" not in str(err):  # Prefect has no error type for it
-            raise
-        raise TransientError(
-            f"the Prefect server failed ({os.environ.get('PREFECT_API_URL', 'of this run')}): {type(err).__name__}: "
-            f"{err}. What was finished is in the store; run the same command again."
-        ) from err
 
 
 def _terminate(number: int, frame: Any) -> None:

@@ -6,6 +6,7 @@ listening socket, so requests wait in its queue while a lost server is started a
 
 import contextlib
 import fcntl
+import importlib
 import json
 import logging
 import os
@@ -17,7 +18,9 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import httpx
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
@@ -27,7 +30,11 @@ from prefect.settings import (
 )
 
 from sae.errors import TransientError
+from tasks.process import start_workers
 from tasks.tied import tied_command, with_import_path
+
+if TYPE_CHECKING:
+    from sae.plan import PipelineConfig
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +67,31 @@ def prefect_server() -> Iterator[None]:
                 yield
         finally:
             server.stop()
+
+
+def call_flow(name: str, config: "PipelineConfig", **parameters: Any) -> list[dict[str, Any]]:
+    """Run a flow on the configured server, or on one of its own.
+
+    Args:
+        name: extract, train or report; run: all of them.
+        parameters: the flow's others: only, refresh, repair.
+
+    Returns: the outcome of every task.
+    Raises: TransientError when the server fails; what the flow raises.
+    """
+    module = {"run": "pipeline"}.get(name, name)
+    flow = getattr(importlib.import_module(f"flows.{module}"), module)
+    start_workers(1)  # while the server starts
+    try:
+        with prefect_server():
+            return list(flow(config, **parameters))
+    except (httpx.HTTPError, RuntimeError) as err:
+        if isinstance(err, RuntimeError) and "Failed to reach API" not in str(err):  # Prefect has no error type for it
+            raise
+        raise TransientError(
+            f"the Prefect server failed ({os.environ.get('PREFECT_API_URL', 'of this run')}): {type(err).__name__}: "
+            f"{err}. What was finished is in the store; run the same command again."
+        ) from err
 
 
 class _Server:

@@ -8,9 +8,7 @@ from sae.errors import ConfigError
 from sae.store.filesystem import Storage
 from sae.store.records import Record, require_record, verify
 
-_ADDRESS = re.compile(
-    rf"^(?P<root>.*?)/?(?P<ref>(?:{'|'.join(TITLES)})/[0-9a-f]{{16}})(?:/(?:part-(?P<part>\d+))?.*)?$"
-)
+ADDRESS = re.compile(rf"^(?P<root>.*?)/?(?P<ref>(?:{'|'.join(TITLES)})/[0-9a-f]{{16}})(?:/(?:part-(?P<part>\d+))?.*)?$")
 
 
 def show(uri: str, *, check: bool) -> str:
@@ -22,7 +20,7 @@ def show(uri: str, *, check: bool) -> str:
 
     Raises: ConfigError when the URI is no artefact's; StoreError when it was never finished.
     """
-    match = _ADDRESS.match(uri)
+    match = ADDRESS.match(uri)
     if match is None:
         raise ConfigError(
             f"{uri}: not an artefact. An artefact's URI ends in stage/fingerprint, with one of the stages "

@@ -18,6 +18,22 @@ FLOW_FOLDERS: dict[str, tuple[str, ...]] = {
 }
 """The folders of the artefacts that each flow makes, and so can make again."""
 
+FOLDER_STAGES: dict[str, Stage] = {
+    "segments": "tokens",
+    "tokenizers": "subject",
+    "subjects": "subject",
+    "tokens": "tokens",
+    "parts": "activations",
+    "activations": "activations",
+    "saes": "sae",
+    "evaluations": "evaluation",
+    "statistics": "statistics",
+    "questions": "labels",
+    "labels": "labels",
+    "reports": "report",
+}
+"""Which stage's tasks make the artefacts of a folder."""
+
 _COMPUTED: tuple[Stage, ...] = tuple(stage for stage in STAGES if stage != "labels")
 
 FOLLOWS: dict[Stage, tuple[Stage, ...]] = {

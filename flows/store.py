@@ -1,0 +1,322 @@
+"""`sae-pipeline store`: what a root holds, whether it is whole, what can go, mending it, and copies for other tools."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sae.errors import ConfigError, StoreError
+
+if TYPE_CHECKING:
+    from sae.store.filesystem import Storage
+    from sae.store.info import ArtefactInfo, StoreInfo
+    from sae.store.snapshot import Snapshot
+    from sae.store.verify import Problem, Target
+
+DEFAULT_ROOT = "runs"
+FAILURE = 1
+
+
+def add_store_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `store` and its sub-commands to the command line."""
+    store = commands.add_parser("store", help="the stored artefacts: info, verify, gc, repair, export")
+    kinds = store.add_subparsers(dest="store_command", required=True, metavar="COMMAND")
+
+    info = kinds.add_parser("info", help="what a root holds: sizes, parts, what is made from what")
+    info.add_argument(
+        "ref", nargs="?", metavar="REF", help="one artefact, stage/fingerprint, with its lineage both ways"
+    )
+    info.add_argument("--json", action="store_true", help="print one JSON document")
+
+    verify = kinds.add_parser("verify", help="read every byte and compare it with the records")
+    verify.add_argument("refs", nargs="*", metavar="REF", help="artefacts; a snapshot with all its parts")
+    verify.add_argument("--all", action="store_true", help="everything in the root")
+
+    gc = kinds.add_parser("gc", help="list what no record names and nobody writes; delete it with --delete")
+    gc.add_argument("--delete", action="store_true", help="delete what would else be listed")
+    gc.add_argument(
+        "--grace",
+        type=_hours,
+        default=24.0,
+        metavar="HOURS",
+        help="keep what has changed in the last hours, by the storage's own clock (default: 24)",
+    )
+    gc.add_argument("--damaged-records", action="store_true", help="also damaged records that were set aside")
+
+    repair = kinds.add_parser("repair", help="verify what a config made, and compute again what is damaged")
+    repair.add_argument("config", metavar="RECIPE|FILE", help="the config it was made with")
+    repair.add_argument("refs", nargs="*", metavar="REF", help="only these artefacts or parts")
+    repair.add_argument(
+        "--set", action="append", default=[], dest="settings", metavar="PATH=VALUE", help="as in `sae-pipeline run`"
+    )
+    repair.add_argument("--verbose", action="store_true", help="show Prefect's and third-party logs")
+
+    export = kinds.add_parser("export", help="activations as one file for other tools")
+    export.add_argument("source", metavar="REF|RECIPE|FILE", help="a snapshot, activations/fingerprint, or a config")
+    export.add_argument("destination", type=Path, metavar="DEST", help="a local file")
+    export.add_argument("--format", choices=("npy", "safetensors", "parquet"), required=True)
+    export.add_argument("--hook-point", metavar="NAME", help="of a config's; may be left out where there is one")
+    export.add_argument("--split", choices=("train", "heldout"), default="train", help="of a config (default: train)")
+    export.add_argument("--rows", type=_count, metavar="N", help="the first N rows of the store (default: all)")
+    export.add_argument("--dtype", choices=("float16", "float32"), help="default: as stored; Parquet: float32")
+    export.add_argument("--force", action="store_true", help="replace DEST")
+    for each in (info, verify, gc, repair, export):
+        each.add_argument("--root", metavar="URI", help=f"where artefacts are kept (default: {DEFAULT_ROOT})")
+
+
+def run_store(options: argparse.Namespace) -> int:
+    """Run a sub-command. Returns: the exit code: 0, or 1 when what was looked for is wrong.
+
+    Raises: ConfigError for what does not exist or cannot be meant; StoreError, TransientError as the library.
+    """
+    command = {"info": _info, "verify": _verify, "gc": _gc, "repair": _repair, "export": _export}
+    return command[options.store_command](options)
+
+
+def _info(options: argparse.Namespace) -> int:
+    from flows.store_tables import artefact_lines, info_lines
+    from sae.store.info import read_info
+    from tasks.progress import show_progress
+
+    root, targets = _targets(options.root, [options.ref] if options.ref else [])
+    storage = _open(root or DEFAULT_ROOT)
+    with show_progress("listing") as progress:
+        info = read_info(storage, progress)
+    if not targets:
+        print(json.dumps(info.model_dump(mode="json")) if options.json else "\n".join(info_lines(info)))
+        return 0
+    artefact = _find(info, targets[0].ref)
+    if options.json:
+        print(json.dumps(_as_json(storage, info, artefact)))
+    else:
+        print("\n".join(artefact_lines(storage, info, artefact)))
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from sae.store.verify import all_targets
+
+    if bool(options.refs) == options.all:
+        raise ConfigError("store verify: name artefacts, or say --all to read everything in the root")
+    root, named = _targets(options.root, options.refs)
+    storage = _open(root or DEFAULT_ROOT)
+    targets = all_targets(storage) if options.all else _records_of(storage, named)
+    problems = _print_problems(storage, targets)
+    return FAILURE if problems else 0
+
+
+def _gc(options: argparse.Namespace) -> int:
+    from sae.memory import readable
+    from sae.store.collect import delete_garbage, find_garbage
+    from tasks.progress import show_progress
+
+    storage = _open(options.root or DEFAULT_ROOT)
+    n_deleted = n_kept = n_bytes = 0
+    with show_progress("gc") as progress:
+        found = find_garbage(storage, options.grace * 3600, damaged_records=options.damaged_records, progress=progress)
+        for each in found:
+            size = "size unknown" if each.upload else f"{each.n_files} files, {readable(each.n_bytes)}"
+            line = f"{each.kind}: {storage.uri(each.path)} ({size}, untouched for {each.age_seconds / 3600:.1f} h)"
+            if options.delete and not delete_garbage(storage, each):
+                n_kept += 1
+                print(f"kept, somebody is writing it: {line}")
+                continue
+            n_deleted, n_bytes = n_deleted + 1, n_bytes + each.n_bytes
+            print(f"{'deleted ' if options.delete else ''}{line}")
+    if not options.delete and n_deleted:
+        print(f"{n_deleted} things, {readable(n_bytes)}; nothing was deleted. `store gc --delete` deletes them.")
+    elif n_deleted or n_kept:
+        print(f"deleted {n_deleted} things, {readable(n_bytes)}" + (f"; kept {n_kept}" if n_kept else ""))
+    else:
+        print(f"nothing to delete in {storage.root}")
+    return 0
+
+
+def _repair(options: argparse.Namespace) -> int:
+    from flows.settings import load_config
+    from flows.store_repair import plan_targets, repair
+    from sae.plan import make_plan
+    from sae.store.verify import Target
+
+    root, named = _targets(options.root, options.refs)
+    config = load_config(options.config, options.settings, root)
+    storage = _open(config.execution.root)
+    plan = make_plan(config)
+    planned = {spec.ref for spec in plan.specs()}
+    for target in named:
+        if target.ref not in planned:
+            raise ConfigError(f"{target}: {options.config} does not make it. Name the config that it was made with.")
+    targets = _records_of(storage, named) if named else plan_targets(storage, plan)
+    targets = [target for target in targets if target.ref in planned]
+    if not targets:
+        raise ConfigError(f"root {storage.root!r} has no artefact of {options.config}. Check --root and the config.")
+    problems = _print_problems(storage, targets)
+    if not problems:
+        return 0
+    damaged = [Target(*key) for key in dict.fromkeys((each.target.ref, each.target.part) for each in problems)]
+    print(f"computing {', '.join(map(str, damaged))} again", file=sys.stderr)
+    repair(config, damaged)
+    left = _print_problems(storage, damaged)
+    print(f"repaired {len(damaged) - len({each.target for each in left})} of {len(damaged)}")
+    return FAILURE if left else 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from sae.store.export import export_snapshot
+    from sae.store.snapshot import read_snapshot
+    from tasks.progress import show_progress
+
+    if "://" in str(options.destination) or ":/" in str(options.destination):
+        raise ConfigError(f"{options.destination}: an export is a local file")
+    storage, ref = _snapshot_of(options)
+    snapshot: Snapshot = read_snapshot(storage, ref)
+    with show_progress("export") as progress:
+        n_rows = export_snapshot(
+            storage,
+            snapshot,
+            options.destination.absolute(),
+            options.format,
+            dtype=options.dtype,
+            n_rows=options.rows,
+            force=options.force,
+            progress=progress,
+        )
+    print(f"{options.destination}: {n_rows:,} x {snapshot.d_in} of {storage.uri(ref)}")
+    return 0
+
+
+def _snapshot_of(options: argparse.Namespace) -> "tuple[Storage, str]":
+    """The snapshot that `export` names. Raises: ConfigError when it names none that is there."""
+    from sae.store.records import read_record
+
+    if _address(options.source) is not None:
+        if options.hook_point:
+            raise ConfigError(f"{options.source}: a snapshot has one hook point; --hook-point is for configs")
+        root, (target,) = _targets(options.root, [options.source])
+        ref, storage = target.ref, _open(root or DEFAULT_ROOT)
+    else:
+        from flows.settings import load_config
+        from sae.plan import make_plan
+
+        config = load_config(options.source, [], options.root)
+        names = config.hook_points
+        if options.hook_point not in (None, *names) or (options.hook_point is None and len(names) > 1):
+            raise ConfigError(f"--hook-point: say which of {', '.join(names)}")
+        place = (options.hook_point or names[0], options.split)
+        snapshots = make_plan(config).snapshots
+        if place not in snapshots:
+            raise ConfigError(f"--split {options.split}: {options.source} holds nothing out")
+        ref, storage = snapshots[place].ref, _open(config.execution.root)
+    if not ref.startswith("activations/"):
+        raise ConfigError(f"{ref}: only snapshots of activations can be exported (activations/fingerprint)")
+    if read_record(storage, ref) is None:
+        raise ConfigError(f"{storage.uri(ref)}: not there, or not finished. `sae-pipeline store info` lists what is.")
+    return storage, ref
+
+
+def _address(text: str) -> "tuple[str, str, int | None] | None":
+    """Root (may be empty), address and part that a text names; None when it names no artefact."""
+    from flows.show import ADDRESS
+
+    match = ADDRESS.match(text)
+    return (match["root"], match["ref"], int(match["part"]) if match["part"] else None) if match else None
+
+
+def _targets(root: str | None, refs: list[str]) -> "tuple[str | None, list[Target]]":
+    """The root (None: nobody names one), and what the addresses name in it; an address may begin with its root.
+
+    Raises: ConfigError when one is no address, or they name several roots.
+    """
+    from sae.store.filesystem import Storage
+    from sae.store.verify import Target
+
+    found, roots = [], {Storage(root).root: root} if root else {}
+    for text in refs:
+        address = _address(text)
+        if address is None:
+            raise ConfigError(
+                f"{text}: not an artefact's address. Write stage/fingerprint, as `sae-pipeline store info` lists them."
+            )
+        if address[0]:
+            roots[Storage(address[0]).root] = address[0]
+        found.append(Target(address[1], address[2]))
+    if len(roots) > 1:
+        raise ConfigError(f"several roots: {', '.join(roots.values())}. Give one.")
+    return next(iter(roots.values()), None), found
+
+
+def _records_of(storage: "Storage", named: "list[Target]") -> "list[Target]":
+    """Every commit record of some artefacts. Raises: StoreError when one has none."""
+    from sae.store.verify import targets_of
+
+    found: list[Target] = []
+    for target in named:
+        mine = targets_of(storage, target.ref) if target.part is None else [target]
+        if not mine:
+            raise StoreError(f"{storage.uri(target.ref)}: not there, or never finished. Nothing to verify.")
+        found += mine
+    return list(dict.fromkeys(found))
+
+
+def _print_problems(storage: "Storage", targets: "list[Target]") -> "list[Problem]":
+    """Verify, print a line for every problem and a last one for all. Returns: the problems."""
+    from sae.memory import readable
+    from sae.store.verify import verify_targets
+    from tasks.progress import show_progress
+
+    problems: list[Problem] = []
+    n_files = n_bytes = 0
+    with show_progress("verify") as progress:
+        for checked in verify_targets(storage, targets, progress=progress):
+            n_files, n_bytes = n_files + checked.n_files, n_bytes + checked.n_bytes
+            problems += checked.problems
+            for problem in checked.problems:
+                print(" ".join(f"{problem.target}: {problem.text}".split()), flush=True)
+    found = f"{len(problems)} problems" if problems else "all as recorded"
+    print(f"{len(targets)} records, {n_files} files, {readable(n_bytes)}: {found}")
+    return problems
+
+
+def _open(root: str) -> "Storage":
+    """The root. Raises: ConfigError when there is none."""
+    from sae.store.filesystem import Storage
+
+    storage = Storage(root)
+    if storage.is_local and not Path(storage.full("")).is_dir():
+        raise ConfigError(f"root {root!r}: no such folder. Choose another with --root.")
+    return storage
+
+
+def _find(info: "StoreInfo", ref: str) -> "ArtefactInfo":
+    for artefact in info.artefacts:
+        if artefact.ref == ref:
+            return artefact
+    raise ConfigError(f"{ref}: not in {info.root}. `sae-pipeline store info` lists what is.")
+
+
+def _as_json(storage: "Storage", info: "StoreInfo", artefact: "ArtefactInfo") -> dict[str, Any]:
+    from flows.lineage import ancestors
+    from sae.store.info import iter_descendants
+    from sae.store.records import read_record
+
+    record = read_record(storage, artefact.ref) if artefact.created else None
+    return artefact.model_dump(mode="json") | {
+        "record": record.model_dump(mode="json") if record else None,
+        "ancestors": [ref for _, _, ref, _ in ancestors(storage, record)] if record else [],
+        "descendants": [ref for _, ref in iter_descendants(info, artefact.ref)],
+    }
+
+
+def _hours(text: str) -> float:
+    hours = float(text)
+    if not 0 <= hours < float("inf"):
+        raise ValueError
+    return hours
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise ValueError
+    return count
