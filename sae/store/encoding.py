@@ -28,11 +28,18 @@ STORED: dict[str, np.dtype] = {
 FLOAT16_CEILING = 32752.0
 """Half of float16's largest value: larger values are stored divided by a power of two."""
 MAX_EXPONENT = 15
-"""float16 then counts in steps of 2^-9 at least; one more, and ordinary activations beside the outlier are lost."""
-BFLOAT16_MAX = float(torch.finfo(torch.bfloat16).max)
+"""The least step of float16 is then 2^-9: beside larger outliers ordinary activations would be lost."""
+FLOAT32_MAX = float(torch.finfo(torch.float32).max)
+LARGEST = {
+    "float16": FLOAT16_CEILING * 2**MAX_EXPONENT,
+    "float32": FLOAT32_MAX,
+    "bfloat16": float(torch.finfo(torch.bfloat16).max),
+    "int8": FLOAT32_MAX,
+}
+"""Magnitudes that a part can hold."""
 INT8_STEPS = 255
-BLOCK_ROWS = 8192
-"""Rows converted at once, so that what is float32 on the way stays small."""
+BLOCK_ROWS = 1024
+"""Rows converted at once, so that what is float32 on the way stays small and near the processor."""
 CACHED_PARTS = 1024
 """Parts whose affine a Decoder keeps: many more than the order of rows has in the pool at a time."""
 
@@ -71,27 +78,26 @@ def choose_encoding(dtype: Dtype, low: Tensor, high: Tensor) -> Encoding:
     """The encoding of a part whose values lie between these bounds.
 
     Args:
-        low, high: least and greatest value of every dimension, over all rows of the part; NaN where any is. [d_in]
+        low, high: least and greatest value of every dimension, over all rows of the part; NaN where any is. [d_in],
+            or scalars for all dimensions, which is enough unless the dtype is int8.
 
     Raises: InputError for values that are not finite, and for values too large for the dtype.
     """
-    low, high = low.detach().double().cpu(), high.detach().double().cpu()
+    low, high = (bound.detach().double().cpu().reshape(-1) for bound in (low, high))
     bad = ~(torch.isfinite(low) & torch.isfinite(high))
     if bad.any():
-        raise InputError(f"dimension {int(bad.nonzero()[0])}: activations that are NaN or infinite")
+        where = f"dimension {int(bad.nonzero()[0])}: " if len(bad) > 1 else ""
+        raise InputError(f"{where}activations that are NaN or infinite")
     largest = float(torch.maximum(-low, high).max())
+    if largest > LARGEST[dtype]:
+        raise InputError(
+            f"an activation of {largest:.6g} is too large for {dtype}, which goes up to {LARGEST[dtype]:.6g}"
+        )
     if dtype == "float16":
-        exponent = _exponent(largest)
-        if exponent > MAX_EXPONENT:
-            raise InputError(_too_large(largest, dtype, FLOAT16_CEILING * 2**MAX_EXPONENT))
-        return Encoding(dtype=dtype, exponent=exponent)
-    if dtype == "bfloat16" and largest > BFLOAT16_MAX:
-        raise InputError(_too_large(largest, dtype, BFLOAT16_MAX))
+        return Encoding(dtype=dtype, exponent=_exponent(largest))
     if dtype != "int8":
         return Encoding(dtype=dtype)
     scale = ((high - low) / INT8_STEPS).float()
-    if not torch.isfinite(scale).all():
-        raise InputError(_too_large(largest, dtype, float(torch.finfo(torch.float32).max) / 2))
     scale[scale < torch.finfo(torch.float32).tiny] = 0.0  # constant: the offset says all
     offset = (low + 128 * scale.double()).float()
     return Encoding(dtype=dtype, scale=_to_text(scale), offset=_to_text(offset))
@@ -106,17 +112,16 @@ def encode_as(values: Tensor, encoding: Encoding) -> np.ndarray:
     dtype = {"float16": torch.float16, "float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
     out = torch.empty(values.shape, dtype=dtype[encoding.dtype], device=values.device)
     scale, offset = _affine(encoding, values.device)
-    for start in range(0, len(values), BLOCK_ROWS):
-        block = values[start : start + BLOCK_ROWS]
-        if scale is not None:
-            block = block.float()
-            if offset is not None:
-                constant = scale == 0
-                block = ((block - offset) / scale.where(~constant, 1.0)).where(~constant, 0.0)
-                block = block.round().clamp(-128, 127)
-            else:
-                block = block / scale
-        out[start : start + BLOCK_ROWS] = block
+    if scale is None:
+        out.copy_(values)
+    else:
+        divisor = scale.where(scale > 0, 1.0)  # a constant dimension: value - offset is 0
+        for start in range(0, len(values), BLOCK_ROWS):
+            block = values[start : start + BLOCK_ROWS].float()
+            block = (block if offset is None else block - offset) / divisor
+            if encoding.dtype == "int8":
+                block.round_().clamp_(-128, 127)
+            out[start : start + BLOCK_ROWS] = block
     if encoding.dtype == "bfloat16":
         out = out.view(torch.uint16)
     return out.cpu().numpy()
@@ -133,7 +138,9 @@ def encode(values: Tensor, dtype: Dtype) -> tuple[np.ndarray, Encoding]:
     """
     if len(values) == 0:
         return np.empty(values.shape, stored_dtype(dtype)), choose_encoding(dtype, *[torch.zeros(values.shape[1])] * 2)
-    encoding = choose_encoding(dtype, *torch.aminmax(values, dim=0))
+    # Many times as fast as aminmax over rows.
+    bounds = (values.amin(0), values.amax(0)) if dtype == "int8" else torch.aminmax(values)
+    encoding = choose_encoding(dtype, *bounds)
     return encode_as(values, encoding), encoding
 
 
@@ -221,10 +228,6 @@ def _exponent(largest: float) -> int:
     while largest > FLOAT16_CEILING * 2.0**exponent:
         exponent += 1
     return exponent
-
-
-def _too_large(largest: float, dtype: str, limit: float) -> str:
-    return f"an activation of {largest:.6g} is too large for {dtype} (up to {limit:.6g}, scaled)"
 
 
 def _to_text(vector: Tensor) -> str:

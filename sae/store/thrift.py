@@ -76,9 +76,9 @@ def struct(fields: Sequence[Field]) -> bytes:
 
 
 def read_struct(data: bytes | memoryview, start: int = 0) -> tuple[dict[int, Any], int]:
-    """A struct's values by field number, and where it ends. Lists are lists, structs dictionaries, texts bytes.
+    """A struct's values by field number, and where it ends: a page header's, which has no lists.
 
-    Raises: ValueError (IndexError is one of a truncated struct) for bytes that are none.
+    Raises: ValueError or IndexError for bytes that are none.
     """
     fields: dict[int, Any] = {}
     number, at = 0, start
@@ -102,18 +102,9 @@ def _read_value(data: bytes | memoryview, at: int, kind: int) -> tuple[Any, int]
         if at + size > len(data):
             raise ValueError(f"a text of {size} bytes where {len(data) - at} are left")
         return bytes(data[at : at + size]), at + size
-    if kind == LIST:
-        size, item_kind, at = data[at] >> 4, data[at] & 15, at + 1
-        if size == LONG_LIST:
-            size, at = _read_varint(data, at)
-        items = []
-        for _ in range(size):
-            item, at = _read_value(data, at, item_kind)
-            items.append(item)
-        return items, at
     if kind == STRUCT:
         return read_struct(data, at)
-    raise ValueError(f"a value of Thrift type {kind}, which Parquet's headers do not have")
+    raise ValueError(f"a value of Thrift type {kind}, which page headers do not have")
 
 
 def _read_signed(data: bytes | memoryview, at: int) -> tuple[int, int]:
