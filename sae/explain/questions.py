@@ -248,7 +248,7 @@ def _silent_windows(storage: Storage, spec: QuestionsSpec) -> list[Drawn]:
     windows = draw_windows(storage, sae, snapshot, spec.window_tokens, spec.seed)
     tokenizer = load_tokenizer(storage, records.require_record(storage, spec.tokens[0]).spec["tokenizer"])
     segments: dict[str, int] = {}
-    for ref in sorted({entry.ref for entry in snapshot.parts}):
+    for ref in sorted(snapshot.refs):
         source = text_source(storage, ref)
         assert source
         segments[ref] = spec.tokens.index(source.tokens)

@@ -50,7 +50,7 @@ def draw_windows(storage: Storage, sae: SAE, snapshot: Snapshot, width: int, see
     Args:
         width: most tokens of a window.
     """
-    filled = [part for part, entry in enumerate(snapshot.parts) if entry.layout.n_rows > 0]
+    filled = np.flatnonzero(snapshot.part_rows).tolist()
     chosen = sorted(philox("silent parts", seed).permutation(filled)[:MAX_PARTS].tolist())
     found = []
     for place, part in enumerate(chosen):

@@ -125,7 +125,7 @@ class StatisticsPart:
     @property
     def n_rows(self) -> int:
         """Rows of the part."""
-        return self.snapshot.parts[self.index].layout.n_rows
+        return self.snapshot.parts[self.index].n_rows
 
     def contexts(self, storage: Storage) -> Contexts | None:
         """The part's contexts; None for given activations."""
@@ -141,7 +141,7 @@ def list_parts(storage: Storage, spec: StatisticsSpec) -> list[StatisticsPart]:
         if split not in spec.snapshots:
             continue
         snapshot = read_snapshot(storage, spec.snapshots[split])
-        texts = {ref: text_source(storage, ref) for ref in sorted({entry.ref for entry in snapshot.parts})}
+        texts = {ref: text_source(storage, ref) for ref in sorted(snapshot.refs)}
         for index, entry in enumerate(snapshot.parts):
             text = texts[entry.ref]
             segment = spec.tokens.index(text.tokens) if text else 0

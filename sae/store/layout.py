@@ -4,6 +4,7 @@
 <root>/<stage>/<fingerprint>/<content>/<file>       its files, under the digest of their content
 <root>/<stage>/<fingerprint>/part-00007.json        the commit record of one part
 <root>/<stage>/<fingerprint>/part-00007/<content>/<file>
+<root>/parts/<fingerprint>/index/0000100-0000199-<hash>.parquet   what the records of these parts say, in one file
 <root>/<stage>/<fingerprint>/*.json.damaged-xxxxxxxx   a damaged record, set aside when the artefact was computed again
 <root>/<stage>/<fingerprint>/checkpoints/<attempt>/ work in progress: what a retry resumes from
 <root>/<...>/<content>/.collected-xxxx              a collector is at work there (buckets only)
@@ -35,6 +36,16 @@ def damaged_path(record: str, digest: str) -> str:
 def content_folder(ref: str, content: str, part: int | None = None) -> str:
     """Folder of the files that a record names. `content` is the digest of those files."""
     return f"{ref}/{content}" if part is None else f"{ref}/part-{part:05d}/{content}"
+
+
+def index_folder(ref: str) -> str:
+    """Folder of the files that repeat what the records of many parts say."""
+    return f"{ref}/index"
+
+
+def index_path(ref: str, first: int, last: int, xxh3: str) -> str:
+    """The file for the parts `first` to `last`. `xxh3`: of its bytes."""
+    return f"{index_folder(ref)}/{first:07d}-{last:07d}-{xxh3}.parquet"
 
 
 def checkpoint_folder(ref: str, attempt: str | None = None) -> str:

@@ -53,7 +53,7 @@ class Loader:
         """The next batch: store it, and other loaders continue from it."""
         self.rows_per_epoch = snapshot.n_rows
         self._d_in, self._seed, self._shuffle = snapshot.d_in, seed, shuffle
-        self._groups = RowGroups.of(snapshot.row_groups)
+        self._groups = RowGroups(snapshot.group_rows_flat, snapshot.group_starts)
         self._lanes = Lanes(snapshot.n_rows, batch_rows, n_lanes)
         self._own = [_Lane(lane) for lane in range(rank, n_lanes, world)]
         self._device = torch.device(device)

@@ -1,21 +1,29 @@
-"""Snapshots: an ordered list of finished parts with their records inlined; what training and statistics pin."""
+"""Snapshots: an ordered list of finished parts with their layouts inlined; what training and statistics pin."""
 
-import base64
+import functools
 import json
 import time
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, overload
 
 import numpy as np
-from pydantic import ConfigDict
 
-from sae.config import FrozenConfig, Ref, Spec
-from sae.errors import InputError
+from sae.config import Ref, Spec
+from sae.errors import InputError, StoreError
+from sae.store.encoding import Encoding
 from sae.store.filesystem import Storage
+from sae.store.moments import Sums, decode_vector, encode_vector
+from sae.store.part_sets import require_parts
+from sae.store.part_table import PART_FILE, PartTable, read_table, write_tables
 from sae.store.records import Record, commit, local_files, require_record
 from sae.store.writer import PartLayout
 
-PART_FILE = "part.parquet"
+__all__ = ["PART_FILE", "Snapshot", "SnapshotPart", "SnapshotSpec", "commit_snapshot", "encode_vector", "read_snapshot"]
+
+HEAD_FILE, TABLE_FILE = "snapshot.json", "snapshot.parquet"
+KEPT_PARTS = 1024
+"""Parts whose layouts are kept as objects: more than an order of rows mixes at a time."""
 
 
 class SnapshotSpec(Spec):
@@ -30,7 +38,8 @@ class SnapshotSpec(Spec):
     """At least this many tokens, in whole parts, taken from the part sets in order. None: all."""
 
 
-class SnapshotPart(FrozenConfig):
+@dataclass(frozen=True, eq=False)
+class SnapshotPart:
     """One part of a snapshot."""
 
     ref: str
@@ -38,28 +47,109 @@ class SnapshotPart(FrozenConfig):
     path: str
     """Of the Parquet file, relative to the root."""
     n_bytes: int
-    layout: PartLayout
+    n_rows: int
+    _make_layout: Callable[[], PartLayout]
+
+    @functools.cached_property
+    def layout(self) -> PartLayout:
+        """Where its row groups lie, and what its stored values mean.
+
+        For int8 the part's record is read, which holds a scale and an offset for every dimension.
+
+        Raises: as `require_record`; StoreError when the part was made anew and is another one now.
+        """
+        return self._make_layout()
 
 
-class Snapshot(FrozenConfig):
+class SnapshotParts(Sequence[SnapshotPart]):
+    """The parts of a snapshot, in order. Each is made when it is asked for."""
+
+    def __init__(self, storage: Storage, table: PartTable) -> None:
+        self._storage, self.table = storage, table
+        self._kept = functools.lru_cache(KEPT_PARTS)(self._make)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @overload
+    def __getitem__(self, index: int) -> SnapshotPart: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[SnapshotPart]: ...
+    def __getitem__(self, index: int | slice) -> SnapshotPart | list[SnapshotPart]:
+        if isinstance(index, slice):
+            return [self._kept(i) for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"part {index} of {len(self)}")
+        return self._kept(int(index) % len(self))
+
+    def __iter__(self) -> Iterator[SnapshotPart]:
+        return map(self._kept, range(len(self)))
+
+    def _make(self, index: int) -> SnapshotPart:
+        table = self.table
+        return SnapshotPart(
+            ref=table.refs[table.part_set[index]],
+            part=int(table.part[index]),
+            path=table.path(index),
+            n_bytes=int(table.n_bytes[index]),
+            n_rows=int(table.n_rows[index]),
+            _make_layout=functools.partial(self._layout, index),
+        )
+
+    def _layout(self, index: int) -> PartLayout:
+        table = self.table
+        encoding = table.encoding(index)
+        if encoding is None:
+            record = require_record(self._storage, table.refs[table.part_set[index]], int(table.part[index]))
+            if record.path(PART_FILE) != table.path(index):
+                raise StoreError(
+                    f"{self._storage.uri(table.path(index))}: its part was made anew with other bytes "
+                    f"({record.content}). Delete the snapshot and what was built on it, and run extract again."
+                )
+            encoding = Encoding.model_validate(record.metrics["layout"]["encoding"])
+        return table.layout(index, encoding)
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
     """What a reader needs: every row group's place and hash, and the moments of the data."""
-
-    model_config = ConfigDict(arbitrary_types_allowed=True)
 
     ref: str
     d_in: int
     n_rows: int
     dtype: str
-    parts: tuple[SnapshotPart, ...]
+    parts: SnapshotParts
     mean: np.ndarray
     """Mean vector. [d_in] float64"""
     mean_sq_norm: float
     """E ||x - mean||^2, the variance summed over dimensions."""
+    sums: Mapping[str, Any]
+    """Counts and sums over all rows, under the names that the parts' records give them. Vectors are float64 arrays."""
 
     @property
+    def refs(self) -> tuple[str, ...]:
+        """The part sets that its parts come from, in order."""
+        return self.parts.table.refs
+
+    @property
+    def part_rows(self) -> np.ndarray:
+        """Rows of every part. [parts] int64"""
+        return self.parts.table.n_rows
+
+    @property
+    def group_rows_flat(self) -> np.ndarray:
+        """Rows of every row group, part after part. [row groups] int32"""
+        return self.parts.table.group_rows
+
+    @property
+    def group_starts(self) -> np.ndarray:
+        """Index in `group_rows_flat` of every part's first row group, and the end. [parts + 1] int64"""
+        return self.parts.table.starts
+
+    @functools.cached_property
     def row_groups(self) -> list[list[int]]:
         """Rows of every row group, per part."""
-        return [[group.n_rows for group in part.layout.row_groups] for part in self.parts]
+        return [rows.tolist() for rows in np.split(self.group_rows_flat, self.group_starts[1:-1])]
 
 
 def parts_wanted(plans: Sequence[Record], n_tokens: int | None) -> list[int]:
@@ -80,80 +170,61 @@ def parts_wanted(plans: Sequence[Record], n_tokens: int | None) -> list[int]:
 
 
 def commit_snapshot(storage: Storage, spec: SnapshotSpec) -> Record:
-    """Freeze the list of parts. Raises: StoreError when a part is not finished; InputError when they hold no row."""
+    """Freeze the list of parts.
+
+    Raises: StoreError when a part is not finished, or parts differ in width or dtype; DamagedError when a part's
+        record is damaged or its file is missing; InputError when they hold no row.
+    """
     started = time.perf_counter()
     plans = [require_record(storage, ref) for ref in spec.parts]
     counts = parts_wanted(plans, spec.n_tokens)
-    records = [
-        require_record(storage, ref, part)
-        for ref, n_parts in zip(spec.parts, counts, strict=True)
-        for part in range(n_parts)
-    ]
-    parts = [_part(record) for record in records]
-    n_rows = sum(part.layout.n_rows for part in parts)
-    if n_rows == 0:
-        raise InputError(
-            f"{spec.ref}: no rows in {len(parts)} parts: the corpus has no context in this split. Add text, or lower "
-            f"corpus.context_tokens."
-        )
-    sums = np.sum([_vector(record.metrics["sum"]) for record in records], axis=0)
-    mean = sums / n_rows
-    total_sq = sum(float(record.metrics["sum_sq"]) for record in records)
-    mean_sq_norm = max(total_sq / n_rows - float(mean @ mean), 0.0)
-    content = {
-        "d_in": parts[0].layout.d_in,
-        "n_rows": n_rows,
-        "dtype": parts[0].layout.dtype,
-        "mean": encode_vector(mean),
-        "mean_sq_norm": mean_sq_norm,
-        "parts": [part.model_dump(mode="json") for part in parts],
-    }
-    metrics = {
-        "n_rows": n_rows,
-        "n_parts": len(parts),
-        "n_bytes": sum(part.n_bytes for part in parts),
-        "d_in": content["d_in"],
-        "dtype": content["dtype"],
-        "n_special": sum(int(record.metrics.get("n_special", 0)) for record in records),
-        "n_padding": sum(int(record.metrics.get("n_padding", 0)) for record in records),
-        "mean_sq_norm": mean_sq_norm,
-    }
+    sums = Sums()
+    seen = {"n_parts": 0, "n_row_groups": 0, "n_rows": 0, "n_bytes": 0}
+    kind: dict[str, Any] = {}
+
+    def tables() -> Iterator[PartTable]:
+        for plan, wanted in zip(plans, counts, strict=True):
+            for group in require_parts(storage, plan.ref, int(plan.metrics["n_parts"]), wanted):
+                sums.add(group.sums)
+                kind.update(d_in=group.table.d_in, dtype=group.table.dtype)
+                seen["n_parts"] += len(group.table)
+                seen["n_row_groups"] += len(group.table.group_rows)
+                seen["n_rows"] += int(group.table.n_rows.sum())
+                seen["n_bytes"] += int(group.table.n_bytes.sum())
+                yield group.table
+
     with storage.staging() as folder:
-        (folder / "snapshot.json").write_text(json.dumps(content, indent=1) + "\n")
+        write_tables(folder / TABLE_FILE, tables())
+        n_rows = seen["n_rows"]
+        if n_rows == 0:
+            raise InputError(
+                f"{spec.ref}: no rows in {seen['n_parts']} parts: the corpus has no context in this split. Add text, "
+                f"or lower corpus.context_tokens."
+            )
+        merged = {"n_special": 0, "n_padding": 0} | sums.merged()
+        mean = decode_vector(merged["sum"]) / n_rows
+        mean_sq_norm = max(merged["sum_sq"] / n_rows - float(mean @ mean), 0.0)
+        head = kind | seen | {"parts": list(spec.parts), "mean": encode_vector(mean), "mean_sq_norm": mean_sq_norm}
+        (folder / HEAD_FILE).write_text(json.dumps(head | {"sums": merged}, indent=1) + "\n")
+        counted = {name: value for name, value in merged.items() if name.startswith("n_")}
+        metrics = counted | seen | kind | {"mean_sq_norm": mean_sq_norm}
         return commit(storage, spec, folder, metrics, seconds=time.perf_counter() - started)
 
 
 def read_snapshot(storage: Storage, ref: str) -> Snapshot:
-    """The snapshot at an address. Raises: StoreError when it is not there."""
+    """The snapshot at an address. Raises: StoreError when it is not there; DamagedError when its files are."""
     record = require_record(storage, ref)
     with local_files(storage, record) as folder:
-        content = json.loads((folder / "snapshot.json").read_text())
+        head = json.loads((folder / HEAD_FILE).read_text())
+        table, _ = read_table(folder / TABLE_FILE)
+    vectors = {name: decode_vector(value) for name, value in head["sums"].items() if isinstance(value, str)}
     return Snapshot(
         ref=ref,
-        d_in=content["d_in"],
-        n_rows=content["n_rows"],
-        dtype=content["dtype"],
-        parts=tuple(SnapshotPart.model_validate(part) for part in content["parts"]),
-        mean=_vector(content["mean"]),
-        mean_sq_norm=content["mean_sq_norm"],
-    )
-
-
-def encode_vector(values: np.ndarray) -> str:
-    """A float64 vector as base64 of its little-endian bytes: exact and short in JSON."""
-    return base64.b64encode(np.ascontiguousarray(values, dtype="<f8").tobytes()).decode()
-
-
-def _vector(text: str) -> np.ndarray:
-    return np.frombuffer(base64.b64decode(text), dtype="<f8")
-
-
-def _part(record: Record) -> SnapshotPart:
-    (entry,) = (entry for entry in record.files if entry.name == PART_FILE)
-    return SnapshotPart(
-        ref=record.ref,
-        part=int(record.part or 0),
-        path=record.path(PART_FILE),
-        n_bytes=entry.n_bytes,
-        layout=PartLayout.model_validate(record.metrics["layout"]),
+        d_in=head["d_in"],
+        n_rows=head["n_rows"],
+        dtype=head["dtype"],
+        parts=SnapshotParts(storage, table),
+        mean=decode_vector(head["mean"]),
+        mean_sq_norm=head["mean_sq_norm"],
+        sums=head["sums"] | vectors,
     )

@@ -106,7 +106,9 @@ def read_store(
         "training contexts": Use(tokens, None, ("train.parquet",), lambda: read_contexts(storage, tokens, "train")),
         "held-out contexts": Use(tokens, None, ("heldout.parquet",), lambda: read_contexts(storage, tokens, "heldout")),
         "documents": Use(tokens, None, ("documents.parquet",), lambda: read_document_names(storage, tokens)),
-        "snapshot": Use(snapshot.ref, None, ("snapshot.json",), lambda: read_snapshot(storage, snapshot.ref)),
+        "snapshot": Use(
+            snapshot.ref, None, ("snapshot.json", "snapshot.parquet"), lambda: read_snapshot(storage, snapshot.ref)
+        ),
         "activations": Use(part.ref, part.part, ("part.parquet",), rows),
         "subject": Use(
             subject.ref, None, tuple(e.name for e in subject.files), lambda: load_subject(storage, subject.ref)
