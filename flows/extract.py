@@ -1,7 +1,9 @@
-"""Subject, tokens, then one task per part; the snapshot is committed when all are there."""
+"""Subject, tokens, then one task per part (or group of parts); the snapshot is committed when all are there."""
 
+import random
 from typing import Any
 
+import numpy as np
 from prefect import flow
 
 from flows.repair import Outcomes, run_repairing
@@ -10,6 +12,7 @@ from flows.stages import Stage
 from sae.config import Spec
 from sae.plan import PipelineConfig, Place, Plan, make_plan
 from sae.preflight import check_plan, check_tokens
+from sae.store.part_sets import finished_parts, groups_of
 from sae.store.records import require_record
 from sae.store.snapshot import parts_wanted
 from sae.subject.config import EmbeddedLMSpec, HFModelSpec
@@ -75,7 +78,8 @@ def _activations(run: Run, plan: Plan) -> None:
 
 def _extract_parts(run: Run, plan: Plan, places: list[Place]) -> None:
     """The parts of several hook points over one split, in as few forward passes as their part sizes allow."""
-    jobs: list[tuple[list[Spec], int]] = []
+    jobs: list[tuple[list[Spec], range]] = []
+    finished: dict[str, np.ndarray] = {}
     for specs in zip(*(plan.parts[place] for place in places), strict=True):  # one entry per segment
         run.do("activations", tasks.plan_parts, specs)
     wanted = [
@@ -86,13 +90,30 @@ def _extract_parts(run: Run, plan: Plan, places: list[Place]) -> None:
     ]
     for segment in range(len(plan.tokens)):
         # Hook points of one width have equal parts and share their forward passes.
-        groups: dict[tuple[int, int], list[Spec]] = {}
+        alike: dict[tuple[int, int, int], list[Spec]] = {}
         for place, counts in zip(places, wanted, strict=True):
             spec = plan.parts[place][segment]
-            size = int(require_record(run.storage, spec.ref).metrics["tokens_per_part"])
-            groups.setdefault((counts[segment], size), []).append(spec)
-        jobs += [(group, part) for (count, _), group in groups.items() for part in range(count)]
-    run.fan_out("activations", f"activations, {places[0][1]}", tasks.extract_part, jobs)
+            sizes = require_record(run.storage, spec.ref).metrics
+            n_parts, size = int(sizes["n_parts"]), int(sizes["tokens_per_part"])
+            alike.setdefault((n_parts, counts[segment], size), []).append(spec)
+            finished[spec.ref] = finished_parts(run.storage, spec.ref, n_parts)
+        for (n_parts, count, _), group in alike.items():
+            jobs += [(group, parts) for parts in _part_groups(run, group, n_parts, count)]
+    # Runs on other machines may work on the same parts and look whether a part is there before they begin with it.
+    # Each in another order, they rarely begin with the same one.
+    random.shuffle(jobs)
+    run.fan_out("activations", f"activations, {places[0][1]}", tasks.extract_part, jobs, finished)
+
+
+def _part_groups(run: Run, specs: list[Spec], n_parts: int, wanted: int) -> list[range]:
+    """The groups of parts that one task extracts each; where one is to be repaired, its group part by part."""
+    groups: list[range] = []
+    for group in groups_of(n_parts, wanted):
+        if any(run.is_to_repair(spec.ref, part) for spec in specs for part in group):
+            groups += [range(part, part + 1) for part in group]
+        else:
+            groups.append(group)
+    return groups
 
 
 def _tokens_line(run: Run, plan: Plan) -> str:

@@ -6,10 +6,11 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal
 
+import numpy as np
 from prefect import Task
 from prefect.exceptions import MissingContextError
 from prefect.futures import PrefectFuture
@@ -38,6 +39,8 @@ class Outcome(FrozenConfig):
     task: str
     ref: str
     part: int | None
+    n_parts: int = 1
+    """More than one: from `part` on, in one task."""
     outcome: Literal["computed", "cached"]
     """cached: its artefact was found in the store."""
 
@@ -98,12 +101,16 @@ class Run:
         specs: Sequence[Spec],
         *,
         part: int | None = None,
+        n_parts: int = 1,
+        stored: Sequence[bool] | None = None,
         single: bool = True,
         **parameters: Any,
     ) -> PrefectFuture[list[str]] | None:
         """Submit a task for these artefacts.
 
         Args:
+            part: of the artefacts; with `n_parts`, the first of so many.
+            stored: of every spec, whether the store has what the task makes; None: it is asked.
             single: it runs alone and gets all cores; otherwise the cores are shared by `max_workers` tasks.
             parameters: what the task takes besides specs, part and job.
 
@@ -111,14 +118,21 @@ class Run:
         """
         if not self.wants(stage):
             return None
-        recompute = stage in self._refreshed or any(self._is_to_repair(spec.ref, part) for spec in specs)
-        stored = [is_stored(self.storage, [spec], part) for spec in specs]
+        recompute = stage in self._refreshed or any(
+            self.is_to_repair(spec.ref, number)
+            for spec in specs
+            for number in ([None] if part is None else range(part, part + n_parts))
+        )
+        if stored is None:
+            stored = [is_stored(self.storage, [spec], part, n_parts) for spec in specs]
         for spec, there in zip(specs, stored, strict=True):
             how: Literal["computed", "cached"] = "cached" if there and not recompute else "computed"
-            outcome = Outcome(stage=stage, task=task.name, ref=spec.ref, part=part, outcome=how)
+            outcome = Outcome(stage=stage, task=task.name, ref=spec.ref, part=part, n_parts=n_parts, outcome=how)
             self._outcomes.append(outcome.model_dump())
         if part is not None:
             parameters["part"] = part
+        if n_parts > 1:
+            parameters["n_parts"] = n_parts
         if "specs" in inspect.signature(task.fn).parameters:
             parameters["specs"] = list(specs)
         else:
@@ -155,24 +169,37 @@ class Run:
         stage: Stage,
         title: str,
         task: Task[..., list[str]],
-        jobs: Sequence[tuple[Sequence[Spec], int]],
+        jobs: Sequence[tuple[Sequence[Spec], int | range]],
+        finished: Mapping[str, np.ndarray] | None = None,
         **parameters: Any,
     ) -> None:
-        """Run a task for every (specs, part), `max_workers` at a time, under one bar. Raises: the first error."""
+        """Run a task for every (specs, part or parts), `max_workers` at a time, under one bar.
+
+        Args:
+            finished: which parts of the artefacts with these addresses the store has, where that is known.
+
+        Raises: the first error.
+        """
         if not self.wants(stage):
             return
+        n_done, n_parts = 0, sum(1 if isinstance(parts, int) else len(parts) for _, parts in jobs)
         in_flight: deque[PrefectFuture[list[str]]] = deque()
         with show_progress(title) as progress:
-            for done, (specs, part) in enumerate(jobs):
+            for specs, some in jobs:
                 if len(in_flight) >= self.execution.max_workers:
                     in_flight.popleft().result()
-                progress(done, len(jobs), "parts")
-                future = self.submit(stage, task, specs, part=part, single=False, **parameters)
+                progress(n_done, n_parts, "parts")
+                parts = range(some, some + 1) if isinstance(some, int) else some
+                stored = [bool(finished[spec.ref][parts].all()) for spec in specs] if finished else None
+                future = self.submit(
+                    stage, task, specs, part=parts[0], n_parts=len(parts), stored=stored, single=False, **parameters
+                )
                 assert future is not None
                 in_flight.append(future)
+                n_done += len(parts)
             for future in in_flight:
                 future.result()
-            progress(len(jobs), len(jobs), "parts")
+            progress(n_parts, n_parts, "parts")
 
     def tell(self, stage: Stage, what: str) -> None:
         """Log one line: what is there now, and how long it took since the last line."""
@@ -187,7 +214,8 @@ class Run:
                 get_run_logger().info(line)  # kept by the Prefect server
         self._started = now
 
-    def _is_to_repair(self, ref: str, part: int | None) -> bool:
+    def is_to_repair(self, ref: str, part: int | None) -> bool:
+        """Whether an artefact, or one part of it, is computed again whatever the store says."""
         # A task without a part of its own may make all parts of its artefact.
         mine = address(ref, part)
         return any(each == mine or (part is None and each.startswith(f"{mine}/")) for each in self._repair)

@@ -15,6 +15,7 @@ from sae.config import FrozenConfig, Spec, digest
 from sae.progress import silent
 from sae.store import layout
 from sae.store.filesystem import Storage
+from sae.store.part_sets import finished_parts
 from sae.store.records import is_intact, require_record
 from tasks.process import run_in_worker
 from tasks.progress import show_progress
@@ -38,6 +39,8 @@ def fingerprint_key(context: Any, parameters: dict[str, Any]) -> str:
     specs = parameters.get("specs") or [parameters["spec"]]
     root = Storage(parameters["job"].root).root  # `runs` and its absolute path are one root
     identity = [root, [spec.ref for spec in specs], parameters.get("part")]
+    if (n_parts := parameters.get("n_parts", 1)) > 1:
+        identity.append(n_parts)
     return f"{context.task.name}-{digest(identity)}"
 
 
@@ -50,16 +53,24 @@ TASK_OPTIONS: dict[str, Any] = {
 """What every task shares. Results are small JSON: the URIs of commit records."""
 
 
-def is_stored(storage: Storage, specs: Sequence[Spec], part: int | None = None) -> bool:
-    """Whether every artefact (or that part of it) is committed, and its files are there with the recorded sizes."""
-    return all(is_intact(storage, spec.ref, part) and _has_parts(storage, spec) for spec in specs)
+def is_stored(storage: Storage, specs: Sequence[Spec], part: int | None = None, n_parts: int = 1) -> bool:
+    """Whether every artefact (or those parts of it) is committed, and its files are there with the recorded sizes."""
+    return all(
+        is_intact(storage, spec.ref, number) and _has_parts(storage, spec)
+        for spec in specs
+        for number in _numbers(part, n_parts)
+    )
+
+
+def _numbers(part: int | None, n_parts: int) -> Sequence[int | None]:
+    return [None] if part is None else range(part, part + n_parts)
 
 
 def _has_parts(storage: Storage, spec: Spec) -> bool:
     if not spec.parts_at_once:
         return True
     n_parts = int(require_record(storage, spec.ref).metrics["n_parts"])
-    return all(is_intact(storage, spec.ref, part) for part in range(n_parts))
+    return bool(finished_parts(storage, spec.ref, n_parts).all())
 
 
 def produce(
@@ -69,19 +80,20 @@ def produce(
     arguments: dict[str, Any],
     *,
     part: int | None = None,
+    n_parts: int = 1,
     bar: str | None = None,
 ) -> list[str]:
     """Call `function(storage, **arguments)` in a worker process unless the store holds its artefacts already.
 
     Args:
         function: makes and commits the artefacts of `specs`.
-        part: for work on one part of the artefacts.
+        part: for work on one part of the artefacts, or on `n_parts` parts from this one on.
         bar: title of the progress bar; None shows none.
 
     Returns: the URIs of the commit records.
     """
     storage = Storage(job.root)
-    if job.recompute or not is_stored(storage, specs, part):
+    if job.recompute or not is_stored(storage, specs, part, n_parts):
         with show_progress(bar) if bar else contextlib.nullcontext(silent) as progress:
             run_in_worker(
                 function,
@@ -91,4 +103,5 @@ def produce(
                 limit_seconds=job.limit_seconds,
                 progress=progress,
             )
-    return [storage.uri(layout.record_path(spec.ref, part)) for spec in specs]
+    numbers = _numbers(part, n_parts)
+    return [storage.uri(layout.record_path(spec.ref, number)) for spec in specs for number in numbers]

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from prefect import task
 
 from sae.extract import corpus, given, tokens
-from sae.extract import part as parts
 from sae.extract.config import GivenPartsSpec, PartsSpec, SegmentSpec, Source, TokensSpec
+from sae.extract.part_group import extract_group
 from sae.store import snapshot
 from sae.store.snapshot import SnapshotSpec
 from sae.subject import embedded, huggingface
@@ -53,9 +53,10 @@ def plan_parts(specs: Sequence[PartsSpec], job: Job) -> list[str]:
 
 
 @task(task_run_name="extract-part-{part:05d}", **TASK_OPTIONS)
-def extract_part(specs: Sequence[PartsSpec], part: int, job: Job) -> list[str]:
-    """Run the model over one part's contexts; write the part of every hook point."""
-    return produce(job, specs, parts.extract_part, {"specs": list(specs), "part": part}, part=part)
+def extract_part(specs: Sequence[PartsSpec], part: int, job: Job, n_parts: int = 1) -> list[str]:
+    """Run the model over one part's contexts, or those of `n_parts` parts; write the parts of every hook point."""
+    arguments = {"specs": list(specs), "parts": [part, part + n_parts], "recompute": job.recompute}
+    return produce(job, specs, extract_group, arguments, part=part, n_parts=n_parts)
 
 
 @task(task_run_name="import-activations-{spec.fingerprint}", **TASK_OPTIONS)

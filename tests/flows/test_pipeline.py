@@ -13,9 +13,11 @@ import pytest
 from flows.show import show
 from sae.errors import InputError, StoreError
 from sae.plan import PipelineConfig, make_plan
+from sae.store import part_sets
 from sae.store.filesystem import Storage
 from sae.store.records import require_record, verify
-from tests.flows.conftest import tiny_config, with_settings
+from sae.store.snapshot import read_snapshot
+from tests.flows.conftest import tiny_config, with_settings, write_corpus
 
 pytestmark = pytest.mark.usefixtures("prefect_backend")
 
@@ -162,6 +164,79 @@ def test_an_appended_segment_leaves_the_old_artefacts_alone(copy: PipelineConfig
     assert "subject" not in computed(outcomes)
     parts = Counter(o["outcome"] for o in outcomes if o["task"] == "extract_part")
     assert parts["cached"] > parts["computed"] > 0
+
+
+def test_appending_a_tenth_to_a_corpus_computes_a_tenth_of_the_parts(tmp_path: Path) -> None:
+    from flows.extract import extract
+
+    write_corpus(tmp_path / "old", 40)
+    write_corpus(tmp_path / "all", 44)
+    (tmp_path / "new").mkdir()
+    for path in sorted((tmp_path / "all").iterdir())[40:]:
+        path.rename(tmp_path / "new" / path.name)
+    config = tiny_config(
+        tmp_path / "root",
+        tmp_path / "old",
+        activations={"n_tokens": None, "part_bytes": 16 * 16 * 64, "row_group_bytes": 4 * 16 * 64},
+    )
+    extract(config)
+    storage = Storage(config.execution.root)
+    before = {name: storage.read_bytes(f"parts/{name}") for name in storage.sizes("parts")}
+    corpus = config.model_dump(mode="json")["corpus"]
+    corpus["segments"].append({"kind": "text", "urls": [f"{tmp_path}/new/*.txt"]})
+    longer = with_settings(config, {"corpus": corpus})
+    outcomes = extract(longer)
+    parts = Counter(o["outcome"] for o in outcomes if o["task"] == "extract_part")
+    assert parts["computed"] > 1
+    assert 0.05 < parts["computed"] / parts.total() < 0.15
+    # The old parts keep their names and bytes, and come first in the snapshot, in their order.
+    assert {name: storage.read_bytes(f"parts/{name}") for name in before} == before
+    for place, spec in make_plan(config).snapshots.items():
+        old = read_snapshot(storage, spec.ref)
+        new = read_snapshot(storage, make_plan(longer).snapshots[place].ref)
+        assert len(new.parts) > len(old.parts) or place[1] == "heldout"
+        assert [part.path for part in new.parts[: len(old.parts)]] == [part.path for part in old.parts]
+
+
+def test_parts_in_groups_are_extracted_skipped_and_repaired_by_themselves(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.extract import extract
+
+    monkeypatch.setattr(part_sets, "MAX_GROUPS", 3)
+    config = tiny_config(
+        tmp_path / "root", corpus, activations={"n_tokens": None, "part_bytes": 16 * 16 * 64, "row_group_bytes": 4096}
+    )
+
+    def extracted(repair: tuple[str, ...] = ()) -> dict[tuple[str, int, int], str]:
+        outcomes = [o for o in extract(config, repair=repair) if o["task"] == "extract_part"]
+        return {(o["ref"], o["part"], o["n_parts"]): o["outcome"] for o in outcomes}
+
+    plan = make_plan(config)
+    storage, spec = Storage(config.execution.root), plan.parts[config.hook_points[0], "train"][0]
+    first = extracted()
+    n_parts = int(require_record(storage, spec.ref).metrics["n_parts"])
+    groups = {(part, size) for ref, part, size in first if ref == spec.ref}
+    assert len(groups) == 3
+    assert sum(size for _, size in groups) == n_parts > 6
+    assert set(first.values()) == {"computed"}
+    assert set(extracted().values()) == {"cached"}
+
+    stamps = {name: Path(storage.full(f"{spec.ref}/{name}")).stat().st_mtime_ns for name in storage.sizes(spec.ref)}
+    missing = require_record(storage, spec.ref, 1)
+    storage.remove(missing.path("part.parquet"))
+    again = extracted()
+    assert {key for key, outcome in again.items() if outcome == "computed"} == {
+        min(k for k in again if k[0] == spec.ref)
+    }
+    new = {name: Path(storage.full(f"{spec.ref}/{name}")).stat().st_mtime_ns for name in storage.sizes(spec.ref)}
+    assert {name for name in new if new[name] != stamps[name]} <= {
+        missing.path("part.parquet").removeprefix(f"{spec.ref}/")
+    }
+    assert verify(storage, missing) == []
+
+    repaired = extracted(repair=(f"{spec.ref}/part-00001",))
+    assert {key for key, outcome in repaired.items() if outcome == "computed"} == {(spec.ref, 1, 1)}
 
 
 def test_activations_from_a_file_go_from_rows_to_a_report(tmp_path: Path) -> None:

@@ -1,0 +1,134 @@
+"""Groups of parts: each part is committed and skipped by itself, also when several processes work on one set."""
+
+import json
+import multiprocessing
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sae.extract import part_group
+from sae.extract.config import PartsSpec
+from sae.extract.part import plan_parts
+from sae.extract.part_group import extract_group
+from sae.store import layout, part_sets
+from sae.store.filesystem import Storage
+from sae.store.part_sets import finished_parts, groups_of
+from sae.store.records import require_record, verify
+from sae.store.snapshot import SnapshotSpec, commit_snapshot
+from tests.sae.extract.conftest import MakeWorld, World
+
+
+def count_parts(world: World, spec: PartsSpec) -> int:
+    return int(plan_parts(world.storage, spec).metrics["n_parts"])
+
+
+def watch(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """(part, hook points) of every part that is computed from now on."""
+    computed: list[tuple[int, int]] = []
+
+    def extract_part(storage, specs, part, **options):  # type: ignore[no-untyped-def]
+        computed.append((part, len(specs)))
+        return original(storage, specs, part, **options)
+
+    original = part_group.extract_part
+    monkeypatch.setattr(part_group, "extract_part", extract_part)
+    return computed
+
+
+def test_a_group_computes_what_is_missing_and_then_has_an_index(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world()
+    spec = world.parts()
+    n_parts = count_parts(world, spec)
+    monkeypatch.setattr(part_sets, "MAX_GROUPS", 2)
+    first, second = groups_of(n_parts)
+    computed = watch(monkeypatch)
+    extract_group(world.storage, [spec], (first.start, first.stop))
+    assert computed == [(part, 1) for part in first]
+    assert finished_parts(world.storage, spec.ref, n_parts).nonzero()[0].tolist() == list(first)
+    assert len(world.storage.list(layout.index_folder(spec.ref))) == 1
+    before = world.storage.sizes(spec.ref)
+
+    world.storage.remove(layout.record_path(spec.ref, 1))
+    computed.clear()
+    extract_group(world.storage, [spec], (first.start, first.stop))
+    assert computed == [(1, 1)]
+    assert world.storage.sizes(spec.ref) == before
+
+    computed.clear()
+    extract_group(world.storage, [spec], (first.start, first.stop), recompute=True)
+    assert computed == [(part, 1) for part in first]
+    assert world.storage.sizes(spec.ref) == before
+
+    extract_group(world.storage, [spec], (second.start, second.stop))
+    assert finished_parts(world.storage, spec.ref, n_parts).all()
+    snapshot = commit_snapshot(world.storage, SnapshotSpec(parts=(spec.ref,), n_tokens=None))
+    assert snapshot.metrics["n_parts"] == n_parts
+
+
+def test_only_the_hook_points_that_lack_a_part_are_written(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world()
+    specs = [world.parts(), world.parts(hook_point="gpt_neox.layers.0.mlp.dense_h_to_4h")]
+    for spec in specs:
+        count_parts(world, spec)
+    computed = watch(monkeypatch)
+    extract_group(world.storage, specs[:1], (0, 1))
+    extract_group(world.storage, specs, (0, 2))
+    assert computed == [(0, 1), (0, 1), (1, 2)]
+    for spec in specs:
+        assert all(verify(world.storage, require_record(world.storage, spec.ref, part)) == [] for part in (0, 1))
+
+
+def work(root: str, spec_json: str, seed: int, start: "multiprocessing.synchronize.Barrier", report: str) -> None:
+    """One of several extractors: every part of the set, in an order of its own."""
+    spec, storage = PartsSpec.model_validate_json(spec_json), Storage(root)
+    n_parts = int(require_record(storage, spec.ref).metrics["n_parts"])
+    groups = groups_of(n_parts)
+    random.Random(seed).shuffle(groups)
+    with pytest.MonkeyPatch.context() as patch:
+        computed = watch(patch)
+        start.wait(120)
+        for group in groups:
+            extract_group(storage, [spec], (group.start, group.stop))
+    Path(report).write_text(json.dumps(computed))
+
+
+def test_two_extractors_share_a_part_set_without_a_coordinator(make_world: MakeWorld, tmp_path: Path) -> None:
+    world = make_world()
+    spec = world.parts(part_bytes=4 * 16 * 32 * 2)
+    n_parts = count_parts(world, spec)
+    shared = tmp_path / "shared"
+    shutil.copytree(world.storage.full(""), shared)
+    for part in range(n_parts):
+        extract_group(world.storage, [spec], (part, part + 1))
+
+    spawn = multiprocessing.get_context("spawn")
+    start = spawn.Barrier(2)
+    reports = [tmp_path / f"report-{seed}.json" for seed in range(2)]
+    workers = [
+        spawn.Process(target=work, args=(str(shared), spec.model_dump_json(), seed, start, str(report)))
+        for seed, report in enumerate(reports)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(200)
+        assert worker.exitcode == 0
+
+    storage = Storage(str(shared))
+    assert finished_parts(storage, spec.ref, n_parts).all()
+    for part in range(n_parts):
+        ours, alone = (require_record(each, spec.ref, part) for each in (storage, world.storage))
+        assert ours.content == alone.content
+        assert verify(storage, ours) == []
+    # One file and one record per part, and the record of the set: nobody left anything behind.
+    assert storage.sizes(spec.ref).keys() == world.storage.sizes(spec.ref).keys()
+    computed = [{part for part, _ in json.loads(report.read_text())} for report in reports]
+    assert computed[0] | computed[1] == set(range(n_parts))
+    assert all(computed)  # both had their share
+    assert sum(map(len, computed)) < 2 * n_parts
