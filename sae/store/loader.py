@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sae.errors import ConfigError
+from sae.store.encoding import stored_dtype
 from sae.store.filesystem import Storage
 from sae.store.order import Cursor, Epoch, Lanes, RowGroups, Run, ShuffleConfig
 from sae.store.snapshot import Snapshot
@@ -28,7 +29,8 @@ class Loader:
 
     Memory of a rank, with C streams and K = window_row_groups: (1/W + 2/C) K + 2 row groups of the largest size, as
     stored (+ 16 instead of + 2 where the root is not local), and two float32 batches beside those that the caller
-    keeps. For a GPU the row groups lie in page-locked memory of the host, and the batches on the GPU.
+    keeps. By default that is 2.5 GiB on one rank and no more than the store holds. For a GPU the row groups lie in
+    page-locked memory of the host, and the batches on the GPU.
 
     A batch belongs to the caller: its memory is used again only when no tensor refers to it any more.
     """
@@ -46,14 +48,15 @@ class Loader:
         world: int = 1,
         device: torch.device | str = "cpu",
     ) -> None:
-        shuffle = shuffle or ShuffleConfig()
-        n_lanes = shuffle.streams(batch_rows)
+        self._groups = RowGroups(snapshot.group_rows_flat, snapshot.group_starts)
+        row_bytes = snapshot.d_in * stored_dtype(snapshot.dtype).itemsize
+        self._shuffle = (shuffle or ShuffleConfig()).sizes(self._groups, row_bytes)
+        n_lanes = self._shuffle.streams(batch_rows)
         _check(snapshot, batch_rows, n_lanes, rank, world)
         self.cursor = cursor or Cursor()
         """The next batch: store it, and other loaders continue from it."""
         self.rows_per_epoch = snapshot.n_rows
-        self._d_in, self._seed, self._shuffle = snapshot.d_in, seed, shuffle
-        self._groups = RowGroups(snapshot.group_rows_flat, snapshot.group_starts)
+        self._d_in, self._seed = snapshot.d_in, seed
         self._lanes = Lanes(snapshot.n_rows, batch_rows, n_lanes)
         self._own = [_Lane(lane) for lane in range(rank, n_lanes, world)]
         self._device = torch.device(device)
@@ -64,7 +67,7 @@ class Loader:
             storage,
             snapshot,
             self._runs(),
-            window_rows=min(snapshot.n_rows, shuffle.groups_per_window(batch_rows) * largest),
+            window_rows=min(snapshot.n_rows, self._shuffle.groups_per_window(batch_rows) * largest),
             group_rows=largest,
             device=self._device,
         )
@@ -91,8 +94,11 @@ class Loader:
         return next(self._batches)
 
     def close(self) -> None:
-        """Stop reading ahead and close the files."""
+        """Stop reading ahead, close the files and let go of the memory, but for batches in use."""
         self._batches.close()
+        for lane in self._own:
+            lane.held = None
+        self._memory.clear()
         self._ahead.close()
 
     def _runs(self) -> Iterator[tuple[Epoch, Run]]:

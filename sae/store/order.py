@@ -1,9 +1,9 @@
 """Which rows in which order: a pure function of (seed, epoch, list of parts), whatever the number of readers.
 
-Parts are permuted, then the row groups inside a moving block of parts. Row group i of that sequence goes to stream
-i % C. Each stream is cut into windows of whole row groups, staggered so that no two streams refill together, and each
-window's rows are permuted by their own key. Global batch t takes B/C rows of each of C lanes, so its content does not
-depend on how many ranks share the lanes.
+Parts are permuted, then the row groups inside each block of parts; there are as few blocks as can be, of equal size.
+Row group i of that sequence goes to stream i % C. Each stream is cut into windows of whole row groups, staggered so
+that no two streams refill together, and each window's rows are permuted by their own key. Global batch t takes B/C rows
+of each of C lanes, so its content does not depend on how many ranks share the lanes.
 
 Lane c is stream c for as long as every stream lasts. Streams are not equally long: what the longer ones still hold
 then, the tail, is put end to end and cut into C equal shares, one for every lane. So every row comes exactly once an
@@ -26,6 +26,9 @@ from pydantic import Field
 
 from sae.config import FrozenConfig
 
+WINDOW_BYTES = 2 << 30
+BLOCK_BYTES = 64 << 30
+
 
 def philox(purpose: str, *key: str | int) -> np.random.Generator:
     """A generator keyed by what the numbers are for. Equal keys give equal streams on every machine."""
@@ -33,23 +36,41 @@ def philox(purpose: str, *key: str | int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=int.from_bytes(key_bytes, "little")))
 
 
-class ShuffleConfig(FrozenConfig):
-    """How far apart neighbouring contexts are spread. Part of the result's identity."""
+class ShuffleSizes(NamedTuple):
+    """How far apart neighbouring contexts are spread, in numbers."""
 
-    n_streams: int = Field(8, gt=0)
-    """Canonical streams C; 64 for large jobs. A batch takes an equal share of each."""
-    window_row_groups: int = Field(64, gt=0)
-    """Row groups in memory at once, over all streams."""
-    block_parts: int = Field(64, gt=0)
-    """Parts whose row groups are mixed. Smaller stores are mixed whole."""
+    n_streams: int
+    window_row_groups: int
+    block_parts: int
 
     def streams(self, batch_rows: int) -> int:
-        """Streams C of batches of this size: as many as divide it evenly."""
+        """Streams C for batches of this size: as many as divide it evenly."""
         return math.gcd(self.n_streams, batch_rows)
 
     def groups_per_window(self, batch_rows: int) -> int:
-        """Row groups of one window."""
+        """Row groups of one window of one stream."""
         return max(1, self.window_row_groups // self.streams(batch_rows))
+
+
+class ShuffleConfig(FrozenConfig):
+    """How far apart neighbouring contexts are spread. Part of the result's identity; mixing.py says what it does."""
+
+    n_streams: int = Field(8, gt=0)
+    """Canonical streams C; 64 for large jobs. A batch takes an equal share of each."""
+    window_row_groups: int | None = Field(None, gt=0)
+    """Row groups in memory at once, over all streams. None: as many of the largest as 2 GiB hold."""
+    block_parts: int | None = Field(None, gt=0)
+    """At most so many parts have their row groups mixed with each other. None: as many as 64 GiB hold."""
+
+    def sizes(self, groups: "RowGroups", row_bytes: int) -> ShuffleSizes:
+        """The numbers for a store whose vectors have `row_bytes` bytes."""
+        largest_group = int(groups.rows.max()) * row_bytes
+        part = max(1, groups.n_rows * row_bytes // (len(groups.starts) - 1))
+        return ShuffleSizes(
+            self.n_streams,
+            self.window_row_groups or max(1, WINDOW_BYTES // largest_group),
+            self.block_parts or max(1, BLOCK_BYTES // part),
+        )
 
 
 class Cursor(FrozenConfig):
@@ -141,6 +162,12 @@ class Lanes(NamedTuple):
         return min(per_batch, self.lane_rows(lane) - batch * per_batch)
 
 
+def block_starts(n_parts: int, block_parts: int) -> np.ndarray:
+    """Where each block of parts begins, and the end: no short one at the end, in which little would be mixed."""
+    n_blocks = math.ceil(n_parts / block_parts)
+    return np.arange(n_blocks + 1) * n_parts // n_blocks
+
+
 class Epoch:
     """The order of one epoch.
 
@@ -152,18 +179,15 @@ class Epoch:
         seed, epoch: what the permutations are keyed by.
     """
 
-    def __init__(
-        self, groups: RowGroups, batch_rows: int, seed: int, epoch: int, shuffle: ShuffleConfig | None = None
-    ) -> None:
-        shuffle = shuffle or ShuffleConfig()
+    def __init__(self, groups: RowGroups, batch_rows: int, seed: int, epoch: int, shuffle: ShuffleSizes) -> None:
         self.seed, self.epoch = seed, epoch
         self.n_streams = shuffle.streams(batch_rows)
         self.groups_per_window = shuffle.groups_per_window(batch_rows)
-        self._groups, self._block_parts = groups, shuffle.block_parts
+        self._groups = groups
         self._parts = philox("parts", seed, epoch).permutation(len(groups.starts) - 1)
-        # Where each block begins in the sequence of row groups, and the end.
-        ends = np.cumsum(np.diff(groups.starts)[self._parts])
-        self._block_starts = np.append(np.append(0, ends)[: len(ends) : shuffle.block_parts], ends[-1:])
+        # Where each block begins in the permuted parts, and in the sequence of row groups, and the end.
+        self._block_parts = block_starts(len(self._parts), shuffle.block_parts)
+        self._block_starts = np.cumsum(np.append(0, np.diff(groups.starts)[self._parts]))[self._block_parts]
         self._block = functools.lru_cache(maxsize=8)(self._order_of_block)
         self._window_starts = self._cut_windows()
         stream_rows = np.array([starts[-1] for starts in self._window_starts])
@@ -249,7 +273,7 @@ class Epoch:
 
     def _order_of_block(self, block: int) -> np.ndarray:
         """Numbers of the row groups of a block of parts, mixed. [row groups of the block] int64"""
-        parts = self._parts[block * self._block_parts : (block + 1) * self._block_parts]
+        parts = self._parts[self._block_parts[block] : self._block_parts[block + 1]]
         firsts, counts = self._groups.starts[parts], self._groups.starts[parts + 1] - self._groups.starts[parts]
         ends = np.cumsum(counts)
         numbers = np.arange(ends[-1]) + np.repeat(firsts - (ends - counts), counts)

@@ -116,11 +116,14 @@ class ReadAhead:
             self._free.append(window)
 
     def close(self) -> None:
-        """Stop reading, after the row groups that are being read, and close the files."""
+        """Stop reading, after the row groups that are being read, close the files and let go of the memory."""
         self._stopping.set()
         self._threads.shutdown(wait=True, cancel_futures=True)
         while not self._readers.empty():
             self._readers.get()[0].close()
+        self._free.clear()
+        self._open.clear()
+        self._planned.clear()
 
     def _plan(self) -> None:
         """Have the next windows read."""

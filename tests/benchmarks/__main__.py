@@ -1,6 +1,6 @@
 """`make bench`: speeds as ratios of two things measured in turn in this process; medians, with their spread.
 
-python -m tests.benchmarks [store] [extraction] [loading] [training] [statistics] [report] [overhead]
+python -m tests.benchmarks [store] [extraction] [loading] [mixing] [training] [statistics] [report] [overhead]
 """
 
 import sys
@@ -12,6 +12,7 @@ import torch
 
 from tests.benchmarks.extraction import extraction
 from tests.benchmarks.loading import loading
+from tests.benchmarks.mixing import mixing
 from tests.benchmarks.overhead import overhead
 from tests.benchmarks.report import report
 from tests.benchmarks.statistics import statistics
@@ -23,6 +24,7 @@ BENCHMARKS: dict[str, Callable[[Path], Iterator[Row]]] = {
     "store": store_io,
     "extraction": extraction,
     "loading": loading,
+    "mixing": mixing,
     "training": training,
     "statistics": statistics,
     "report": report,
@@ -36,7 +38,7 @@ def main(names: list[str]) -> None:
     if unknown:
         sys.exit(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    print(f"{'what':<58} {'ours':>16} {'reference':>16} {'ratio':>7}  {'min-max':<11} of")
+    print(f"{'what':<62} {'ours':>16} {'reference':>16} {'ratio':>7}  {'min-max':<11} of")
     for name in names or BENCHMARKS:
         with tempfile.TemporaryDirectory() as folder:
             for row in BENCHMARKS[name](Path(folder)):

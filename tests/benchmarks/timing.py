@@ -19,7 +19,7 @@ class Row:
     def __str__(self) -> str:
         ratio = f"{statistics.median(self.ratios):.2f}"
         spread = f"{min(self.ratios):.2f}-{max(self.ratios):.2f}"
-        return f"{self.what:<58} {self.ours:>16} {self.reference:>16} {ratio:>7}  {spread:<11} {len(self.ratios)} pairs"
+        return f"{self.what:<62} {self.ours:>16} {self.reference:>16} {ratio:>7}  {spread:<11} {len(self.ratios)} pairs"
 
 
 def compare(

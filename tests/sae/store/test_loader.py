@@ -149,7 +149,8 @@ def test_any_number_of_ranks_reads_the_same_global_batches_and_goes_on_from_any_
 
 def test_loader_takes_the_rows_that_the_order_names(storage: Storage, make_snapshot: MakeSnapshot) -> None:
     snapshot = make_snapshot(storage, numbered_parts([100, 80, 33]), row_group_rows=16)
-    epoch = Epoch(RowGroups.of(snapshot.row_groups), 24, 5, 0)
+    groups = RowGroups.of(snapshot.row_groups)
+    epoch = Epoch(groups, 24, 5, 0, ShuffleConfig().sizes(groups, 12))
     starts = np.cumsum([0, 100, 80])
     expected: list[list[int]] = [[] for _ in range(epoch.lanes.n_batches)]
     for lane in range(epoch.n_streams):
@@ -189,7 +190,7 @@ def test_ranks_that_cannot_share_the_streams_are_refused(storage: Storage, make_
 
 def test_a_batch_keeps_its_values_while_anything_refers_to_it(storage: Storage, make_snapshot: MakeSnapshot) -> None:
     snapshot = make_snapshot(storage, [part.astype(np.float16) for part in numbered_parts([640])], row_group_rows=8)
-    loader = open_loader(storage, snapshot, 8, 0)
+    loader = open_loader(storage, snapshot, 8, 0, shuffle=ShuffleConfig(window_row_groups=16))
     whole = next(loader)
     some_rows, as_array = next(loader)[2:5], next(loader).numpy()
     expected = whole.clone(), some_rows.clone(), as_array.copy()
@@ -273,7 +274,8 @@ def test_an_error_in_what_is_read_ahead_comes_in_its_batch_and_the_cursor_stays_
     shuffle = ShuffleConfig(n_streams=4, window_row_groups=8)
     n_batches = 640 // 16
     whole = read(open_loader(storage, snapshot, 16, 0, shuffle=shuffle), n_batches)
-    first = first_batch_that_needs(1, 11, Epoch(RowGroups.of(snapshot.row_groups), 16, 0, 0, shuffle))
+    groups = RowGroups.of(snapshot.row_groups)
+    first = first_batch_that_needs(1, 11, Epoch(groups, 16, 0, 0, shuffle.sizes(groups, 12)))
     assert first > 0
     read_into = RowGroupReader.read_into
 

@@ -8,14 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae.store.order import Epoch, RowGroups, ShuffleConfig, philox
+from sae.store.order import Epoch, RowGroups, ShuffleConfig, ShuffleSizes, philox
 
 Row = tuple[int, int, int]
 """Part, row group, row in the group."""
 
+SIZES = ShuffleSizes(n_streams=8, window_row_groups=64, block_parts=64)
 row_groups = st.lists(st.lists(st.integers(1, 9), max_size=5), min_size=1, max_size=12).filter(any)
 shuffles = st.builds(
-    ShuffleConfig,
+    ShuffleSizes,
     n_streams=st.integers(1, 8),
     window_row_groups=st.integers(1, 16),
     block_parts=st.integers(1, 5),
@@ -23,15 +24,15 @@ shuffles = st.builds(
 
 
 def walk(
-    row_groups: list[list[int]], batch_rows: int, seed: int, epoch: int, shuffle: ShuffleConfig
+    row_groups: list[list[int]], batch_rows: int, seed: int, epoch: int, shuffle: ShuffleSizes
 ) -> list[list[list[Row]]]:
     """The rows of every batch by lane, walked the slow and obvious way. [batches][lanes][rows]"""
     parts = philox("parts", seed, epoch).permutation(len(row_groups)).tolist()
     sequence: list[tuple[int, int]] = []
-    for block, start in enumerate(range(0, len(parts), shuffle.block_parts)):
-        inside = [
-            (part, g) for part in parts[start : start + shuffle.block_parts] for g in range(len(row_groups[part]))
-        ]
+    n_blocks = math.ceil(len(parts) / shuffle.block_parts)
+    for block in range(n_blocks):
+        members = parts[block * len(parts) // n_blocks : (block + 1) * len(parts) // n_blocks]
+        inside = [(part, g) for part in members for g in range(len(row_groups[part]))]
         sequence += [inside[i] for i in philox("row groups", seed, epoch, block).permutation(len(inside))]
 
     n_lanes = math.gcd(shuffle.n_streams, batch_rows)
@@ -87,7 +88,7 @@ def rows_of_batches(epoch: Epoch, first: int, lanes: list[int]) -> list[list[lis
 @given(row_groups, st.integers(1, 24), st.integers(0, 99), st.integers(0, 3), shuffles, st.integers(0, 20))
 @settings(max_examples=200)
 def test_an_epoch_and_a_seek_into_it_equal_the_walk(
-    groups: list[list[int]], batch_rows: int, seed: int, number: int, shuffle: ShuffleConfig, first: int
+    groups: list[list[int]], batch_rows: int, seed: int, number: int, shuffle: ShuffleSizes, first: int
 ) -> None:
     expected = walk(groups, batch_rows, seed, number, shuffle)
     epoch = Epoch(RowGroups.of(groups), batch_rows, seed, number, shuffle)
@@ -99,9 +100,7 @@ def test_an_epoch_and_a_seek_into_it_equal_the_walk(
 
 
 @given(row_groups, st.integers(1, 24), shuffles)
-def test_every_row_comes_exactly_once_an_epoch(
-    groups: list[list[int]], batch_rows: int, shuffle: ShuffleConfig
-) -> None:
+def test_every_row_comes_exactly_once_an_epoch(groups: list[list[int]], batch_rows: int, shuffle: ShuffleSizes) -> None:
     epoch = Epoch(RowGroups.of(groups), batch_rows, 1, 0, shuffle)
     batches = rows_of_batches(epoch, 0, list(range(epoch.n_streams)))
     sizes = [sum(map(len, batch)) for batch in batches]
@@ -112,7 +111,7 @@ def test_every_row_comes_exactly_once_an_epoch(
 
 
 @given(row_groups, st.integers(1, 24), shuffles)
-def test_runs_come_when_batches_need_them(groups: list[list[int]], batch_rows: int, shuffle: ShuffleConfig) -> None:
+def test_runs_come_when_batches_need_them(groups: list[list[int]], batch_rows: int, shuffle: ShuffleSizes) -> None:
     epoch = Epoch(RowGroups.of(groups), batch_rows, 1, 0, shuffle)
     runs = list(epoch.runs(0, range(epoch.n_streams)))
     per_lane = batch_rows // epoch.n_streams
@@ -123,7 +122,7 @@ def test_runs_come_when_batches_need_them(groups: list[list[int]], batch_rows: i
 def test_order_is_a_pure_function_of_seed_and_epoch() -> None:
     groups = RowGroups.of([[8, 8, 8, 5]] * 6)
     first, again, other_seed, other_epoch = (
-        rows_of_batches(Epoch(groups, 16, seed, epoch), 0, list(range(8)))
+        rows_of_batches(Epoch(groups, 16, seed, epoch, SIZES), 0, list(range(8)))
         for seed, epoch in ((1, 0), (1, 0), (2, 0), (1, 1))
     )
     assert first == again
@@ -132,18 +131,18 @@ def test_order_is_a_pure_function_of_seed_and_epoch() -> None:
 
 
 def test_batches_mix_all_streams_and_most_parts() -> None:
-    epoch = Epoch(RowGroups.of([[16] * 8 for _ in range(8)]), 64, 0, 0)
+    epoch = Epoch(RowGroups.of([[16] * 8 for _ in range(8)]), 64, 0, 0, SIZES)
     batches = rows_of_batches(epoch, 0, list(range(8)))
     assert np.mean([len({row[0] for lane in batch for row in lane}) for batch in batches]) > 5  # a sequence has 1
 
 
 def test_windows_of_different_streams_do_not_end_together() -> None:
-    epoch = Epoch(RowGroups.of([[10] * 64 for _ in range(8)]), 80, 0, 0)
+    epoch = Epoch(RowGroups.of([[10] * 64 for _ in range(8)]), 80, 0, 0, SIZES)
     assert len({epoch.window(stream, 0).n_rows for stream in range(8)}) == 8
 
 
 def test_windows_bound_the_rows_in_memory() -> None:
-    shuffle = ShuffleConfig(n_streams=4, window_row_groups=16)
+    shuffle = ShuffleSizes(n_streams=4, window_row_groups=16, block_parts=64)
     epoch = Epoch(RowGroups.of([[10] * 20 for _ in range(10)]), 40, 0, 0, shuffle)
     largest: dict[int, int] = {}
     for run in epoch.runs(0, range(4)):
@@ -155,7 +154,7 @@ def test_windows_bound_the_rows_in_memory() -> None:
 def test_lanes_stay_in_one_window_each_where_streams_are_uneven() -> None:
     # One stream of two holds nearly everything: the tail is nearly the whole epoch, and is shared evenly.
     groups = RowGroups.of([[1, 100] for _ in range(200)])
-    epoch = Epoch(groups, 4, 3, 0, ShuffleConfig(n_streams=2, window_row_groups=4, block_parts=1))
+    epoch = Epoch(groups, 4, 3, 0, ShuffleSizes(n_streams=2, window_row_groups=4, block_parts=1))
     runs = list(epoch.runs(0, range(2)))
     assert abs(sum(run.n_rows for run in runs if run.lane == 0) - groups.n_rows / 2) <= 1
     needed = {(run.stream, run.window) for run in runs}
@@ -168,7 +167,7 @@ def test_an_epoch_of_a_million_parts_opens_and_seeks() -> None:
     rows = np.full(32 * n_parts, 4096, np.int32)
     rows[31::32] = 1000
     groups = RowGroups(rows, 32 * np.arange(n_parts + 1))
-    epoch = Epoch(groups, 4096, 0, 0)
+    epoch = Epoch(groups, 4096, 0, 0, SIZES)
     middle = epoch.lanes.n_batches // 2
     runs = list(itertools.islice(epoch.runs(middle, range(8)), 8))
     assert [run.lane for run in runs] == list(range(8))
@@ -180,6 +179,14 @@ def test_an_epoch_of_a_million_parts_opens_and_seeks() -> None:
         assert rows[groups.starts[window.parts] + window.groups].tolist() == window.rows.tolist()
     last = list(epoch.runs(epoch.lanes.n_batches - 1, range(8)))
     assert sum(run.n_rows for run in last) == groups.n_rows % 4096
+
+
+def test_memory_and_blocks_are_sized_in_bytes_unless_told() -> None:
+    laptop = RowGroups.of([[4096] * 16] * 3)
+    assert ShuffleConfig().sizes(laptop, 1024) == ShuffleSizes(8, 512, 1024)  # row groups of 4 MiB, parts of 64 MiB
+    assert ShuffleConfig().sizes(laptop, 8 * 1024) == ShuffleSizes(8, 64, 128)
+    told = ShuffleConfig(n_streams=4, window_row_groups=3, block_parts=2)
+    assert told.sizes(laptop, 1024) == ShuffleSizes(4, 3, 2)
 
 
 def test_philox_streams_differ_by_purpose_and_key() -> None:
