@@ -1,6 +1,8 @@
-"""Intervals of shares."""
+"""Intervals of shares and means."""
 
 import math
+import statistics
+from collections.abc import Sequence
 
 Z_95 = 1.959964
 """Standard normal quantile of a two-sided 95 % interval."""
@@ -21,3 +23,22 @@ def wilson_interval(n: int, total: int) -> tuple[float, float]:
     low = 0.0 if n == 0 else max(0.0, (centre - half) / scale)
     high = 1.0 if n == total else min(1.0, (centre + half) / scale)
     return low, high
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """95 % interval of the mean of what `values` were drawn from at random, by Student's t; None below three values.
+
+    Source: the quantile of t by its expansion about the normal one (Abramowitz and Stegun 26.7.5), within 0.8 %.
+    """
+    n, z = len(values), Z_95
+    if n < 3:
+        return None
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92_160,
+    )
+    quantile = z + sum(term / (n - 1) ** power for power, term in enumerate(terms, 1))
+    mean, half = statistics.fmean(values), quantile * statistics.stdev(values) / math.sqrt(n)
+    return mean - half, mean + half

@@ -3,16 +3,22 @@
 from dataclasses import dataclass
 from typing import Any
 
+from sae.intervals import mean_interval
 from sae.report.display import plain
 from sae.report.headlines import CONTROLS, signed
 from sae.report.inputs import SAEInputs
-from sae.report.numbers import NOT_AVAILABLE, decimal, percent
+from sae.report.numbers import NOT_AVAILABLE, decimal, interval, percent
 from sae.report.rules import TITLES
 
 UNITS = {"latents": "SAE latents", "neurons": "raw neurons", "pca": "PCA", "random": "random"}
 """Kinds of units of one evaluation -> their column."""
 UNTRAINED = "SAE, untrained subject"
 _TASKS = {"syntax": "syntax class", "first letter": "first letter of the token"}
+_TESTS = {
+    "detection": "told from the words, on contexts not shown before, whether the latent fires",
+    "fuzzing": "told from the words whether the marked tokens are those on which it fires",
+}
+"""Tests of a model's words -> what is asked."""
 _CEILING = "all neurons"
 """As sae.evaluate.probing calls the probe on every dimension."""
 
@@ -74,6 +80,34 @@ def rule_table(inputs: SAEInputs) -> ScoreTable | None:
             "and no explanation.",
             *(f"{TITLES.get(name, plain(name))}: {plain(str(text))}." for name, text in definitions.items()),
             plain(str(scored.get("units") or ""), 600),
+        ],
+    )
+
+
+def label_table(inputs: SAEInputs) -> ScoreTable | None:
+    """What a model's words for latents are worth over all that it was asked about; None when none was asked."""
+    latents = inputs.latents
+    n_asked = latents.num_rows - latents["model_name"].null_count
+    if not n_asked:
+        return None
+    n_explained = latents.num_rows - latents["model_explanation"].null_count
+    models = sorted(latents["model_name"].drop_null().unique().to_pylist())
+    rows = [("explained", f"of {n_asked:,} asked about", [Cell(f"{n_explained:,}"), Cell(""), Cell("")])]
+    for test, what in _TESTS.items():
+        values = latents[f"model_{test}"].drop_null().to_pylist()
+        mean = sum(values) / len(values) if values else None
+        bounds = mean_interval(values)
+        sure = interval((max(0.0, bounds[0]), min(1.0, bounds[1]))) if bounds else NOT_AVAILABLE
+        rows.append((test, what, [Cell(f"{len(values):,}"), Cell(decimal(mean)), Cell(sure)]))
+    return ScoreTable(
+        "Labels by a model",
+        ["latents", "mean balanced accuracy", "95 % interval"],
+        rows,
+        ("latents of the SAE", [f"{latents.num_rows:,}", "", ""]),
+        [
+            f"The words are those of {plain(', '.join(models))}, which also answered. Chance is .5.",
+            "Every latent counts the same in the mean. The interval, by Student's t, is that of the latents from which "
+            "those asked about were drawn at random; it says nothing where they were chosen.",
         ],
     )
 

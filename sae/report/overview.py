@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from sae.report import charts
-from sae.report.control_tables import Figures, ScoreTable, figures, probe_table, rule_table
+from sae.report.control_tables import Figures, ScoreTable, figures, label_table, probe_table, rule_table
 from sae.report.display import Segment, plain
 from sae.report.error_charts import error_charts
 from sae.report.examples import Context
@@ -64,7 +64,7 @@ class Overview:
     architecture: str
     headlines: list[Headline]
     tables: list[ScoreTable]
-    """Rule scores and probes, beside those of other units."""
+    """Rule scores and probes, beside those of other units; what a model's words are worth."""
     figures: list[Figures]
     errors: list[Plot]
     plots: list[Plot]
@@ -80,7 +80,7 @@ def overview(inputs: SAEInputs, pages: SAEPages) -> Overview:
         name=plain(inputs.entry.name, 80),
         architecture=_architecture(inputs.cfg),
         headlines=headlines(inputs),
-        tables=[table for table in (rule_table(inputs), probe_table(inputs)) if table is not None],
+        tables=[table for table in (rule_table(inputs), label_table(inputs), probe_table(inputs)) if table is not None],
         figures=figures(inputs),
         errors=_draw(f"{inputs.key}-error", error_charts(inputs.evaluation)),
         plots=_draw(f"{inputs.key}-plot", _charts(inputs)),

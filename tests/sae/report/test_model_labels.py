@@ -118,6 +118,32 @@ def test_words_are_found_by_label_and_listed_where_there_is_no_rule(
         assert ("model: " in text) == (rules[latent] is None), (latent, text)
 
 
+def test_the_overview_sums_up_what_the_words_are_worth(
+    labelled: tuple[Path, pa.Table], visit: Callable[..., Any]
+) -> None:
+    page = visit(labelled[0]).open()
+    table = page.locator("section[aria-label='Labels by a model']")
+    rows = [
+        row.split("\t")
+        for row in table.locator("tbody").inner_text().replace("\n", "|").replace("\t|", "\t").split("|")
+        if "\t" in row
+    ]
+    # 39 were asked, one gave no words; one of 38 has another detection score and none of fuzzing.
+    figures = [row[1:] for row in rows]
+    assert figures[0][:1] == ["38"]
+    assert figures[1] == ["38", ".834", ".825 to .844"]
+    assert figures[2] == ["37", ".750", ".750 to .750"]
+    assert figures[3][:1] == [str(N_LATENTS)]
+    assert "of 39 asked about" in table.inner_text()
+    table.locator("summary").click()
+    assert f"The words are those of {MODEL}, which also answered. Chance is .5." in table.inner_text()
+    assert "<b>" not in table.inner_html().replace("&lt;b&gt;", "")
+
+
+def test_without_labels_the_overview_has_no_such_table(report: Any) -> None:
+    assert "Labels by a model" not in (report.folder / "index.html").read_text()
+
+
 def test_the_open_table_has_the_words_and_the_scores(labelled: tuple[Path, pa.Table], synthetic: Any) -> None:
     rows = labelled[1].sort_by("latent").to_pylist()
     assert rows[1]["model_explanation"] == synthetic.HOSTILE_TEXT
