@@ -1,7 +1,10 @@
 // addresses
 
-/** What an address says beside the view: query, order, columns and page of the list; width and scale of contexts. */
-const STATE = ["q", "sort", "cols", "page", "w", "scale"];
+/**
+ * What an address says beside the view: query, order, columns and page of the list; width and scale of contexts; the
+ * theme of an embedded latent.
+ */
+const STATE = ["q", "sort", "cols", "page", "w", "scale", "theme"];
 
 /** @returns {Address} */
 function parseAddress(hash) {
@@ -16,12 +19,14 @@ function parseAddress(hash) {
     sae = sae || summary.saes[0];
     parts = parts.slice(2);
   }
+  const embed = parts[0] === "embed";
+  if (embed) parts = parts.slice(1);
   const view = parts[0] || "overview";
   const id = view === "latent" && /^\d+$/.test(parts[1] || "") ? Number(parts[1]) : -1;
-  known = known && (view === "overview" || summary.views.includes(view));
+  known = known && (embed ? view === "latent" : view === "overview" || summary.views.includes(view));
   known = known && (view !== "latent" || (id >= 0 && id < sae.nLatents));
   const state = Object.fromEntries(STATE.map((name) => [name, params.get(name) || ""]));
-  return { view, sae, id, rest: parts.slice(1), params, ...state, known };
+  return { view, sae, id, embed, rest: parts.slice(1), params, ...state, known };
 }
 
 /** @param {Object<string, string>} state  what to keep, by the names of STATE; an Address will do */
@@ -49,10 +54,16 @@ const tokenAddress = (sae, segments) => address(sae, "latents", { q: `token:${qu
 
 const quoted = (text) => `"${text.replace(/["\\]/g, "\\$&")}"`;
 
+/** Go to another view; from an embedded latent, in a tab of its own. */
+function goTo(target) {
+  if (embedded()) open(target, "_blank", "noopener");
+  else location.hash = target;
+}
+
 /** Change the address of what is shown without showing it again. @param {Address} at */
 function restate(at, view, changes) {
   Object.assign(at, changes);
-  const hash = address(at.sae, view, at);
+  const hash = address(at.sae, at.embed ? `embed/${view}` : view, at);
   history.replaceState(null, "", hash);
   visited.set(hash, at.entry);
 }

@@ -9,6 +9,9 @@ const FEW = 5;
 /** Widths of a context in tokens, beside all that is stored; a share of them lies before the peak. */
 const WIDTHS = [16, 32];
 const BEFORE_PEAK = 0.75;
+/** On paper, where a latent fits on one page: contexts of a group, and tokens of a context. */
+const PRINTED = { top: 8, q3: 3, q2: 3, q1: 3, q0: 3, random: 3, miss: 3 };
+const PRINTED_TOKENS = WIDTHS[0];
 const stepOf = (value, maximum) =>
   value > 0 && maximum > 0 ? Math.min(STEPS, Math.max(1, Math.ceil((STEPS * value) / maximum))) : 0;
 
@@ -48,8 +51,11 @@ function contextControls(at, view, latent, paint) {
 function contextGroup(at, latent, chunk, name, readout) {
   const few = latent.n[0] < FEW && name === "random";
   const found = few ? latent.groups[name].toSorted((a, b) => b.value - a.value) : latent.groups[name];
+  const left = found.length - PRINTED[name];
+  const items = found.map((context) => contextItem(at.sae, latent, chunk, context, readout, at));
+  for (const item of items.slice(PRINTED[name])) item.classList.add("off-paper");
   return h("section", { "data-group": name }, h("h2", {}, few ? "All firings" : [...groupTitle(latent, chunk, name), " "], h("span", { class: "note", title: name === "miss" ? at.sae.misses : at.sae.groups }, few ? "" : groupNote(latent, name, found.length))),
-    h("ul", { class: "contexts" }, found.map((context) => contextItem(at.sae, latent, chunk, context, readout, at))));
+    h("ul", { class: "contexts" }, items), left > 0 && h("p", { class: "note on-paper" }, `${left} more in the report`));
 }
 
 function groupTitle(latent, chunk, name) {
@@ -97,6 +103,7 @@ const hexOf = (bytes) => Array.from(bytes, (byte) => byte.toString(16).padStart(
 function contextItem(sae, latent, chunk, context, readout, state = {}) {
   const [split, doc, seq, pos] = context.at;
   const [from, to] = visibleTokens(context, state.w);
+  const [first, last] = visibleTokens(context, String(PRINTED_TOKENS));
   const values = new Map();
   for (let i = 0; i < context.firing.length; i += 2) values.set(context.firing[i], context.firing[i + 1]);
   const maximum = state.scale ? Math.max(...values.values()) : latent.max;
@@ -111,7 +118,7 @@ function contextItem(sae, latent, chunk, context, readout, state = {}) {
   const spans = new Map();
   for (let i = from; i < to; i++) {
     const step = stepOf(values.get(i), maximum);
-    const kind = `t${step ? ` a${step}` : ""}${i === context.peak ? " peak" : ""}`;
+    const kind = `t${step ? ` a${step}` : ""}${i === context.peak ? " peak" : ""}${i < first || i >= last ? " off-paper" : ""}`;
     // Other tokens are described when they are pointed at: a thousand descriptions take longer than a page may.
     spans.set(i, h("span", { class: kind, title: i === context.peak && describe(i), "data-i": i }, show(tokenSegments(chunk, context.tokens[i]))));
   }
@@ -127,7 +134,7 @@ function contextItem(sae, latent, chunk, context, readout, state = {}) {
     if (span) point(Number(span.dataset.i));
     return span;
   };
-  const prefer = () => chunk.tokens[context.tokens[on]][0] >= 0 && (location.hash = tokenAddress(sae, tokenSegments(chunk, context.tokens[on])));
+  const prefer = () => chunk.tokens[context.tokens[on]][0] >= 0 && goTo(tokenAddress(sae, tokenSegments(chunk, context.tokens[on])));
   const press = (event) => {
     const again = on; // a tap on a touch screen reads the token first
     if (!over(event) || String(getSelection())) return;
@@ -142,11 +149,12 @@ function contextItem(sae, latent, chunk, context, readout, state = {}) {
     point(Math.max(from, Math.min(to - 1, (on < 0 ? context.peak : on) + by)));
     spans.get(on).classList.add("on");
   };
+  const cut = (here, onPaper) => (here || onPaper) && h("span", { class: here ? "muted" : "muted on-paper" }, "…");
   const does = context.value > 0 ? "fires on" : "is silent on";
   const line = h("p", {
     class: "context", tabindex: 0, onmouseover: over, onclick: press, onkeydown: walk,
     onfocus: () => point(on < 0 ? context.peak : on), onblur: () => spans.get(on)?.classList.remove("on"),
-  }, h("span", { class: "hidden" }, `${does} ${plain(tokenSegments(chunk, context.tokens[context.peak]))}, ${decimal(context.value)}: `), from > 0 && h("span", { class: "muted" }, "…"), [...spans.values()], to < context.tokens.length && h("span", { class: "muted" }, "…"));
+  }, h("span", { class: "hidden" }, `${does} ${plain(tokenSegments(chunk, context.tokens[context.peak]))}, ${decimal(context.value)}: `), cut(from > 0, first > 0), [...spans.values()], cut(to < context.tokens.length, last < context.tokens.length));
   const shown = context.tokens.slice(from, to);
   const withValues = () => shown.map((index, i) => bytesText(chunk, [index]) + (values.has(from + i) ? `‹${decimal(values.get(from + i))}›` : "")).join("");
   return h("li", { class: context.value > 0 ? "" : "miss" }, h("span", { class: "v" }, decimal(context.value)),

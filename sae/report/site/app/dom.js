@@ -2,12 +2,15 @@
 
 const $ = (selector, root = document) => root.querySelector(selector);
 
+/** Whether this is one latent in a frame of another page: no header, and what leads elsewhere opens a tab of its own. */
+const embedded = () => document.documentElement.dataset.embed !== undefined;
+
 /**
  * An element. Props: `class`, `on<event>`, anything else is an attribute; false, null and undefined are left out.
  * @returns {HTMLElement}
  */
 function h(tag, props, ...children) {
-  return fill(document.createElement(tag), props, children);
+  return fill(document.createElement(tag), tag === "a" && embedded() ? { ...props, target: "_blank", rel: "noopener" } : props, children);
 }
 
 /** The same for SVG. */

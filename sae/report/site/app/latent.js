@@ -5,17 +5,12 @@ async function latentView(at) {
   const { sae } = at;
   const { latent, chunk } = await loadLatent(sae, at.id);
   const dead = latent.n[0] === 0;
-  const pager = h("span", { class: "pager" });
-  results(sae, at.q, at.sort).then(({ ids }) => pager.replaceChildren(...pagerLinks(at, ids)), () => {});
   const readout = h("span", { class: "readout" }, dead ? "" : "hover, tap or focus a token for its value");
   return [
     h("div", { class: "title-row" },
       h("h1", { tabindex: -1 }, `Latent ${at.id}`),
       h("span", { class: "badge" }, dead ? "dead" : latent.dense ? "dense" : latent.n[0] < RARE ? "rare" : "live"),
-      copyButton("copy link", pageLink),
-      steerLink(at),
-      at.q || at.sort ? h("a", { class: "note", href: address(sae, "latents", at) }, "back to the list") : null,
-      pager),
+      at.embed ? wholeReport(at) : latentTools(at)),
     h("p", { class: "label-row" }, labelText(sae, latent)),
     modelLabel(latent),
     banners(at, latent),
@@ -23,6 +18,19 @@ async function latentView(at) {
       !dead && contextColumn(at, `latent/${at.id}`, latent, chunk, readout),
       h("aside", { "aria-label": "Statistics" }, statistics(at, latent, chunk, readout), splitsSection(sae, latent))),
   ];
+}
+
+/** What leads from here to other views. @param {Address} at */
+function latentTools(at) {
+  const pager = h("span", { class: "pager" });
+  results(at.sae, at.q, at.sort).then(({ ids }) => pager.replaceChildren(...pagerLinks(at, ids)), () => {});
+  return [copyButton("copy link", pageLink), steerLink(at),
+    at.q || at.sort ? h("a", { class: "note", href: address(at.sae, "latents", at) }, "back to the list") : null, pager];
+}
+
+/** Which report an embedded latent is of, as a link to its page there. @param {Address} at */
+function wholeReport(at) {
+  return h("a", { class: "note whole", href: latentAddress(at.sae, at.id, contextState(at)) }, `${at.sae.name}, ${summary.title} ↗`);
 }
 
 /** All groups of contexts under their legend, drawn again when width or scale change. @param {Address} at */

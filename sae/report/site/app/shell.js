@@ -38,6 +38,7 @@ const problemText = (error) => (error instanceof ChunkError
 async function route() {
   const turn = ++drawing;
   if (current) current.entry.page = scrollY;
+  if (embedded() || location.hash.includes("embed")) dress();
   const at = parseAddress(location.hash);
   at.entry = visited.get(location.hash) || {};
   visited.set(location.hash, at.entry);
@@ -73,7 +74,7 @@ async function route() {
     return;
   }
   scrollTo(0, at.entry.page || 0);
-  if (turn > 1) {
+  if (turn > 1 && !at.embed) {
     if (document.activeElement !== $("#query")) heading.focus({ preventScroll: true });
     $("#announce").textContent = heading.textContent;
   }
@@ -91,6 +92,22 @@ function notFound(at) {
     : h("a", { href: address(at.sae, "latents") }, "the list of latents");
   return [h("h1", { tabindex: -1 }, "Not in this report"),
     h("p", {}, `Nothing has the address ${location.hash}. `, at.view === "latent" ? `${at.sae.name} has latents 0 to ${count(last)}. ` : "", "Nearest: ", nearest, ".")];
+}
+
+/**
+ * Before anything is drawn: an embedded latent without the header, in the theme that its address names, else in that of
+ * the page around it; any other view in the theme that was chosen here last.
+ */
+function dress() {
+  const root = document.documentElement;
+  const embed = /^#\/?(?:s\/[^/?]*\/)?embed(?:[/?]|$)/.test(location.hash);
+  root.toggleAttribute("data-embed", embed);
+  let theme = embed ? new URLSearchParams(location.hash.split("?")[1]).get("theme") : null;
+  try {
+    if (!embed) theme = localStorage.getItem("sae-report-theme");
+  } catch { /* storage is off */ }
+  if (theme === "dark" || theme === "light") root.dataset.theme = theme;
+  else delete root.dataset.theme;
 }
 
 function setTheme(next) {
@@ -168,7 +185,7 @@ async function replaceAddress(target, focus = "") {
 function onKey(event) {
   const typing = event.target.closest("input, select, textarea, dialog");
   if (event.key === "Escape" && event.target === $("#query")) event.target.blur();
-  if (typing || event.ctrlKey || event.metaKey || event.altKey || !current) return;
+  if (typing || event.ctrlKey || event.metaKey || event.altKey || !current || current.embed) return;
   if (event.key.length === 1 && lettersOff()) return;
   const pager = $(`#view [data-key="${CSS.escape(event.key)}"]`);
   const actions = {
@@ -194,6 +211,7 @@ function onKey(event) {
 function start() {
   summary = JSON.parse($("#summary").textContent);
   if (typeof DecompressionStream === "undefined") {
+    document.documentElement.removeAttribute("data-embed");
     $("#main").prepend(h("p", { class: "banner" }, "This browser is too old for the latent views (they need DecompressionStream); the overview below is complete."));
     return;
   }

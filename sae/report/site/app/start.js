@@ -1,9 +1,6 @@
 // The first thing that runs.
 
-try {
-  const theme = localStorage.getItem("sae-report-theme");
-  if (theme === "dark" || theme === "light") document.documentElement.dataset.theme = theme;
-} catch { /* storage is off */ }
+dress();
 if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start);
 else start();
 

@@ -17,8 +17,8 @@
  *   up: any[], down: any[], groups: Object<string, Context[]>}} Latent
  * @typedef {{schema: number, start: number, tokens: any[][], bytes: Object<string, string>,
  *   latents: Latent[]}} LatentChunk
- * @typedef {{view: string, sae: SAEInfo, id: number, rest: string[], params: URLSearchParams, q: string, sort: string, cols: string,
- *   page: string, w: string, scale: string, known: boolean}} Address
+ * @typedef {{view: string, sae: SAEInfo, id: number, embed: boolean, rest: string[], params: URLSearchParams, q: string, sort: string, cols: string,
+ *   page: string, w: string, scale: string, theme: string, known: boolean}} Address
  * @typedef {{text: string, start: number, end: number, negate?: boolean, or?: boolean, error?: string, note?: string,
  *   keeps?: number, sort?: string, column?: string, field?: string, test?: (value: any) => boolean, kind?: string,
  *   needle?: string, exact?: boolean, near?: number, split?: number}} Part
