@@ -54,6 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(show(options.uri, check=options.verify))
         elif options.command == "store":
             return run_store(options)
+        elif options.command == "page":
+            from flows.page import page
+
+            print(page(options.uri, options.out, options.latents, options.sae))
         elif options.command == "serve":
             from flows.serve import serve
 
@@ -114,6 +118,11 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("uri", metavar="URI")
     show.add_argument("--verify", action="store_true", help="compare every file with its recorded hash")
     add_store_commands(commands)
+    page = commands.add_parser("page", help="a few latents of a report as one HTML file, to be mailed")
+    page.add_argument("uri", metavar="URI", help="a report's folder or index.html, or a root: its newest report")
+    page.add_argument("out", metavar="OUT.html", help="the file to write")
+    page.add_argument("--latents", metavar="ID,ID,...", help="at most 200 (default: 30 random live ones of every SAE)")
+    page.add_argument("--sae", metavar="NAME", help="whose latents (default: the first SAE's)")
     serve = commands.add_parser("serve", help="a report as a web site, with its model: encode text, steer latents")
     serve.add_argument("uri", metavar="URI", help="a report's folder or index.html, or a root: its newest report")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")

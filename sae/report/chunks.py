@@ -27,6 +27,7 @@ LABEL_SHARD = 16_384
 _DTYPES = {"u1": np.uint8, "u4": np.uint32, "f4": np.float32, "f8": np.float64}
 _HEADER = struct.Struct("<4sII")
 _KEY = re.compile(r"[a-z0-9][a-z0-9_./-]*")
+_SCRIPT = re.compile(rb'SAE\.put\("([^"]+)","([A-Za-z0-9+/]*={0,2})"\);\n')
 
 
 def write_chunk(folder: Path, key: str, payload: bytes) -> int:
@@ -36,10 +37,26 @@ def write_chunk(folder: Path, key: str, payload: bytes) -> int:
     """
     if not _KEY.fullmatch(key) or ".." in key:
         raise ValueError(f"chunk key {key!r}: only a-z 0-9 _ - . and / are allowed")
-    script = f'SAE.put("{key}","{base64.b64encode(deflate(payload)).decode()}");\n'
+    script = f'SAE.put("{key}","{encode_payload(payload)}");\n'
     path = folder / f"{key}.js"
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.write_bytes(script.encode())
+
+
+def decode_chunk(key: str, script: bytes) -> bytes:
+    """The payload of a file that `write_chunk` wrote. Raises: ValueError when it is none, or not the one of `key`."""
+    match = _SCRIPT.fullmatch(script)
+    if match is None or match[1].decode() != key:
+        raise ValueError(f"it does not hold {key}")
+    try:
+        return zlib.decompress(base64.b64decode(match[2]), -zlib.MAX_WBITS)
+    except (zlib.error, ValueError) as err:
+        raise ValueError(f"the content of {key} cannot be unpacked") from err
+
+
+def encode_payload(payload: bytes) -> str:
+    """A payload as it stands in a script: deflated, in base64."""
+    return base64.b64encode(deflate(payload)).decode()
 
 
 def deflate(payload: bytes) -> bytes:
@@ -69,6 +86,22 @@ def encode_column(values: np.ndarray) -> bytes:
     size = stored.dtype.itemsize
     transposed = stored.reshape(-1).view(np.uint8).reshape(-1, size).T
     return _HEADER.pack(code.encode(), rows, width) + transposed.tobytes()
+
+
+def decode_column(payload: bytes) -> np.ndarray:
+    """The values of a column: [rows], or [rows, width] where they have a width. Raises: ValueError for another payload.
+
+    Counts come back as integers, so that `encode_column` gives the same payload again.
+    """
+    try:
+        code, rows, width = _HEADER.unpack_from(payload)
+        stored = np.dtype(_DTYPES[code.rstrip(b"\0").decode()]).newbyteorder("<")
+        planes = np.frombuffer(payload, np.uint8, offset=_HEADER.size).reshape(stored.itemsize, rows * width)
+    except (struct.error, KeyError, UnicodeDecodeError, ValueError) as err:
+        raise ValueError("this is no column") from err
+    values = np.ascontiguousarray(planes.T).reshape(-1).view(stored)
+    values = values.astype(np.int64 if stored.str == "<f8" else stored.newbyteorder("="))
+    return values if width == 1 else values.reshape(rows, width)
 
 
 def round_mantissa(values: np.ndarray, bits: int = MANTISSA_BITS) -> np.ndarray:

@@ -8,8 +8,6 @@ report.latent(1043)    # one latent with its contexts
 """
 
 import functools
-import json
-import re
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -19,12 +17,10 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sae.errors import ConfigError, StoreError
 from sae.report.display import Segment, plain, show_tokens
+from sae.report.finished import FinishedReport, open_finished
 from sae.report.numbers import decimal, percent, short, wilson
 from sae.report.rules import latent_label
-from sae.store.filesystem import Storage
-from sae.store.records import require_record
 
 TITLES = {
     "top": "Strongest",
@@ -37,8 +33,6 @@ TITLES = {
 }
 _STEPS = ("#fff1de", "#fce0be", "#facf9e", "#f7bc7d", "#f4a95a", "#f1952f")
 """Colours of sae/report/site/style/base.css; dark text on each of them is readable in dark notebooks too."""
-_REPORT = re.compile(r"^(?P<root>.*?)/?(?P<ref>reports/[0-9a-f]{16})(?:/.*)?$")
-_SUMMARY = re.compile(rb'<script type="application/json" id="summary">(.*?)</script>', re.DOTALL)
 
 
 class Html(str):
@@ -54,9 +48,7 @@ class Html(str):
 class OpenReport:
     """A report that was rendered; what it shows is read from its tables when asked for."""
 
-    storage: Storage
-    folder: str
-    summary: dict[str, Any]
+    report: FinishedReport
 
     def latent(self, number: int, *, sae: str | None = None, n_contexts: int = 5) -> Html:
         """One latent: its rule, how often it fires, and up to `n_contexts` contexts of every group.
@@ -66,9 +58,8 @@ class OpenReport:
 
         Raises: ConfigError when the report has no such SAE or latent.
         """
-        known = self._sae(sae)
-        if not 0 <= number < known["nLatents"]:
-            raise ConfigError(f"latent {number}: {known['name']} has latents 0 to {known['nLatents'] - 1}")
+        known = self.report.sae(sae)
+        self.report.check_latent(known, number)
         row = self._rows("latents", known["key"], number)[0]
         label = latent_label(row)
         examples = self._rows("examples", known["key"], number)
@@ -97,7 +88,7 @@ class OpenReport:
         with self._open("latents") as file:
             table = pq.read_table(file, columns=columns)
         rows = []
-        for known in self.summary["saes"]:
+        for known in self.report.summary["saes"]:
             mine = table.filter(pc.equal(table["sae"], known["key"]))
             live = mine.num_rows - pc.sum(mine["dead"]).as_py()
             ruled = mine.num_rows - mine["rule_kind"].null_count
@@ -112,19 +103,12 @@ class OpenReport:
             )
         return str(
             _pieces().report(
-                title=self.summary["title"],
+                title=self.report.summary["title"],
                 columns=["SAE", "latents", "live", "dense", "with a rule of P .5"],
                 rows=rows,
-                address=self.storage.uri(f"{self.folder}/index.html"),
+                address=self.report.storage.uri(f"{self.report.folder}/index.html"),
             )
         )
-
-    def _sae(self, name: str | None) -> dict[str, Any]:
-        saes: list[dict[str, Any]] = self.summary["saes"]
-        for known in saes:
-            if name in (None, known["key"], known["name"]):
-                return known
-        raise ConfigError(f"SAE {name!r}: the report has {', '.join(known['key'] for known in saes)}")
 
     def _rows(self, table: str, key: str, latent: int) -> list[dict[str, Any]]:
         with self._open(table) as file:
@@ -132,7 +116,8 @@ class OpenReport:
         return list(found.to_pylist())
 
     def _open(self, table: str) -> Any:
-        return self.storage.fs.open(self.storage.full(f"{self.folder}/tables/{table}.parquet"), "rb")
+        storage = self.report.storage
+        return storage.fs.open(storage.full(f"{self.report.folder}/tables/{table}.parquet"), "rb")
 
 
 def open_report(uri: str) -> OpenReport:
@@ -143,16 +128,7 @@ def open_report(uri: str) -> OpenReport:
 
     Raises: StoreError when there is no finished report.
     """
-    match = _REPORT.match(uri.rstrip("/"))
-    if match:
-        storage = Storage(match["root"] or ".")
-        folder = require_record(storage, match["ref"]).folder
-    else:
-        storage, folder = Storage(uri.rstrip("/").removesuffix("/index.html")), "."
-    summary = _SUMMARY.search(storage.read_bytes(f"{folder}/index.html"))
-    if summary is None:
-        raise StoreError(f"{storage.uri(folder)}: index.html is not the page of a report")
-    return OpenReport(storage, folder, json.loads(summary[1]))
+    return OpenReport(open_finished(uri))
 
 
 @functools.cache

@@ -6,6 +6,8 @@ const DTYPES = { u1: Uint8Array, u4: Uint32Array, f4: Float32Array, f8: Float64A
 const delivered = new Map();
 /** @type {Map<string, Promise<any>>} */
 const kept = new Map();
+/** Where a few latents are mailed as one file: all data of it, by key; null in a folder. @type {?Object<string, string>} */
+let inlined = null;
 
 /** A data file that is missing, cut off, or written for another version of this page. */
 class ChunkError extends Error {
@@ -23,6 +25,7 @@ function put(key, base64) {
 
 function runScript(key) {
   return new Promise((resolve, reject) => {
+    if (inlined) return Object.hasOwn(inlined, key) ? resolve(inlined[key]) : reject(new ChunkError(key, "is not in this file"));
     const script = h("script", { src: `${key}.js` });
     script.onload = () => {
       script.remove();

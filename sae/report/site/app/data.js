@@ -24,6 +24,11 @@ async function loadLatent(sae, id) {
   return { latent: chunk.latents[id - chunk.start], chunk };
 }
 
+/** Whether the page has a latent: a report has all, a file of a few (`only`) has those. */
+const isHere = (sae, id) => !sae.only || sae.only.includes(id);
+
+const holds = (sae) => `This file holds ${count(sae.only.length)} of the ${count(sae.nLatents)} latents of ${sae.name}`;
+
 /** Live latents in the shuffled order of the report. @returns {Promise<Uint32Array>} */
 async function liveLatents(sae) {
   const [order, fired] = await Promise.all([column(sae, "order"), column(sae, "n_fired")]);

@@ -3,6 +3,7 @@
 /** @param {Address} at */
 async function latentView(at) {
   const { sae } = at;
+  if (!isHere(sae, at.id)) return notInFile(at);
   const { latent, chunk } = await loadLatent(sae, at.id);
   const dead = latent.n[0] === 0;
   const readout = h("span", { class: "readout" }, dead ? "" : "hover, tap or focus a token for its value");
@@ -18,6 +19,12 @@ async function latentView(at) {
       !dead && contextColumn(at, `latent/${at.id}`, latent, chunk, readout),
       h("aside", { "aria-label": "Statistics" }, statistics(at, latent, chunk, readout), splitsSection(sae, latent))),
   ];
+}
+
+/** A latent that was left out of a file of a few. @param {Address} at */
+function notInFile(at) {
+  return [h("h1", { tabindex: -1 }, `Latent ${at.id} is not in this file`),
+    h("p", {}, `${holds(at.sae)}; this one is in the whole report, ${summary.report}. `, h("a", { href: address(at.sae, "latents") }, "The latents of this file"))];
 }
 
 /** What leads from here to other views. @param {Address} at */

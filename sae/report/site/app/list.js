@@ -137,6 +137,7 @@ async function listView(at) {
         ? ["sorted by ", COLUMNS.find((one) => one.name === found.sort.replace(/^-/, "")).title, " · ", h("a", { href: sortAddress(at, "") }, "random order")]
         : `live latents in random order, seed ${summary.seed}`),
       listTools(at, found, shown, page, report)),
+    sae.only && h("p", { class: "note", id: "holds" }, `${holds(sae)}.`),
     sae.index.off && h("p", { class: "note", id: "no-index" }, `Search looks at rules, top tokens and their contexts only: ${sae.index.off}.`),
     queryParts(at, found.parts),
     failed,
@@ -168,7 +169,7 @@ function listTools(at, found, shown, page, report) {
       offered(sae).filter((one) => !ALWAYS.includes(one.name)).map((one) => h("label", {}, h("input", { type: "checkbox", value: one.name, checked: names.has(one.name), onchange: choose }), one.hint ? `${one.title}: ${one.hint}` : one.title)))),
     h("button", { type: "button", class: "small", id: "paging", "aria-pressed": String(page > 0), onclick: () => replaceAddress(address(sae, "latents", { ...at, page: page ? "" : "1" }), "#paging") }, `pages of ${PAGE_ROWS}`),
     h("button", { type: "button", class: "small", title: "a random live latent (r)", onclick: randomLatent }, "random"),
-    h("a", { class: "small", href: address(sae, "judge"), title: "say of 30 random latents how clear they are, without seeing their rules" }, "judge"),
+    summary.views.includes("judge") && h("a", { class: "small", href: address(sae, "judge"), title: "say of 30 random latents how clear they are, without seeing their rules" }, "judge"),
     copyButton("copy link", pageLink),
     h("button", { type: "button", class: "small", title: "all matches with the columns shown", onclick: () => save("csv") }, "CSV"),
     h("button", { type: "button", class: "small", title: "all matches with the columns shown", onclick: () => save("json") }, "JSON"));
@@ -253,6 +254,7 @@ function queryParts(at, parts) {
 }
 
 function noMatches(sae, parts) {
+  if (!parts.length) return h("p", { class: "empty" }, "None is here.");
   return h("p", { class: "empty" }, "No latent matches all of this. ",
     parts.some((part) => part.field || part.kind) && !sae.hasText ? "There is no text here: activations were given. " : "",
     h("a", { href: address(sae, "latents") }, "Show all latents"));

@@ -16,7 +16,7 @@ class RefusedError extends Error {
  * @returns {Promise<?{live: boolean, saes: Object<string, LiveSAE>, limits: Object<string, number>}>}
  */
 function liveInfo() {
-  if (!/^https?:$/.test(location.protocol)) return Promise.resolve(null);
+  if (inlined || !/^https?:$/.test(location.protocol)) return Promise.resolve(null);
   return once("live", async () => {
     const page = await fetch(location.pathname, { method: "HEAD" });
     return page.headers.get("SAE-Live") === "api" ? (await fetch("api/info")).json() : null;

@@ -11,6 +11,7 @@ const firstDrawn = new Map();
 async function showRandom(at) {
   const section = $(`#overview [data-sae="${CSS.escape(at.sae.key)}"] section[aria-label="Random latents"]`);
   if (!section) return;
+  if (at.sae.only) return; // of those drawn, a few are here
   const items = $("ul.random", section);
   if (!firstDrawn.has(section)) firstDrawn.set(section, [...items.children]);
   const first = firstDrawn.get(section);

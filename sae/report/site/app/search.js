@@ -62,13 +62,14 @@ async function testOf(sae, part) {
 
 async function nearTest(sae, id) {
   if (id >= sae.nLatents) throw new PartError(`there are latents 0 to ${sae.nLatents - 1}`);
+  if (!isHere(sae, id)) throw new PartError(`latent ${id} is not in this file`);
   const near = new Set((await loadLatent(sae, id)).latent.neighbours.map(([other]) => other));
   return (other) => other === id || near.has(other);
 }
 
 async function splitTest(sae, id) {
   if (id >= sae.nLatents) throw new PartError(`there are latents 0 to ${sae.nLatents - 1}`);
-  if (!comparedWith(sae).length) throw new PartError("no splits were computed: they compare two SAEs of a report");
+  if (!comparedWith(sae).length) throw new PartError(inlined ? "this file has no splits" : "no splits were computed: they compare two SAEs of a report");
   const family = new Set(await splitIds(sae, id));
   return (other) => family.has(other);
 }
@@ -136,8 +137,9 @@ function sorted(sae, sort) {
   const name = sort.replace(/^-/, "");
   if (name !== "id" && !sae.columns.includes(name)) return column(sae, "order");
   return once(`sorted:${sae.key}:${sort}`, async () => {
-    const ids = Uint32Array.from({ length: sae.nLatents }, (_, i) => i);
-    const values = name === "id" ? ids.slice() : await column(sae, name);
+    const all = Uint32Array.from({ length: sae.nLatents }, (_, i) => i);
+    const ids = sae.only ? Uint32Array.from(sae.only) : all.slice();
+    const values = name === "id" ? all : await column(sae, name);
     const sign = sort[0] === "-" ? -1 : 1;
     return ids.sort((a, b) => {
       const x = values[a];

@@ -32,7 +32,7 @@ let drawing = 0;
 const visited = new Map();
 
 const problemText = (error) => (error instanceof ChunkError
-  ? `${error.file} ${error.problem}. Copy this file again from the report's folder; the rest of the page works.`
+  ? `${error.file} ${error.problem}${inlined ? "" : ". Copy this file again from the report's folder; the rest of the page works"}.`
   : `This view failed: ${error.message}`);
 
 async function route() {
@@ -210,6 +210,7 @@ function onKey(event) {
 
 function start() {
   summary = JSON.parse($("#summary").textContent);
+  inlined = JSON.parse($("#inlined")?.textContent || "null");
   if (typeof DecompressionStream === "undefined") {
     document.documentElement.removeAttribute("data-embed");
     $("#main").prepend(h("p", { class: "banner" }, "This browser is too old for the latent views (they need DecompressionStream); the overview below is complete."));

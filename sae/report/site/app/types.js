@@ -3,7 +3,7 @@
 /**
  * @typedef {{key: string, name: string, nLatents: number, nRows: number, hasText: boolean, nPassages: number, perChunk: number,
  *   columns: string[], edges: number[], groups: string, misses: string, association: string, positionEdges: number[],
- *   positionRows: number[], logits: string, index: Index}} SAEInfo
+ *   positionRows: number[], logits: string, index: Index, only?: number[]}} SAEInfo
  * @typedef {string | [string, string]} Segment  text, or a chip: [label, title]
  * @typedef {[string, Segment[], number, number]} Label  kind, name, precision, recall
  * @typedef {[string, Segment[], number, string, number]} Rule  kind, name, share, of what, passes
