@@ -1,10 +1,11 @@
-"""A report inside a notebook: static HTML with inline styles and no script, which every notebook shows.
+"""A report inside a notebook: static HTML with inline styles and no script, which every notebook shows, or a frame.
 
 from sae.report.notebook import open_report
 
 report = open_report("runs/reports/0123456789abcdef")
 report                 # what is in it
 report.latent(1043)    # one latent with its contexts
+report.show(1043)      # its page in a frame, from a server on this machine; report.show(): the whole report
 """
 
 import functools
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 
 from sae.report.display import Segment, plain, show_tokens
 from sae.report.finished import FinishedReport, open_finished
+from sae.report.loopback import address_of
 from sae.report.numbers import decimal, percent, short, wilson
 from sae.report.rules import latent_label
 
@@ -82,6 +84,28 @@ class OpenReport:
                 ],
             )
         )
+
+    def show(self, latent: int | None = None, *, sae: str | None = None, height: int = 640) -> Html:
+        """The report, or one latent of it, in a frame: all that the page can do, in the notebook.
+
+        A thread of this process serves the folder on 127.0.0.1, so the browser must run on the kernel's machine: behind
+        a remote kernel (JupyterHub, Colab, ssh) the frame stays empty, and `latent` is the way. When the kernel
+        ends, so does the server; the frames of a saved notebook are empty until they are run again.
+
+        Args:
+            latent: None: the whole report.
+            sae: whose latent, by name or key; None: the first one's.
+            height: of the frame, in pixels.
+
+        Raises: ConfigError when the report has no such SAE or latent; StoreError when it has no manifest.
+        """
+        known = self.report.sae(sae)
+        view = "" if sae is None else f"#/s/{known['key']}"
+        if latent is not None:
+            self.report.check_latent(known, latent)
+            view = f"#/s/{known['key']}/embed/latent/{latent}"
+        address = f"{address_of(self.report)}/index.html{view}"
+        return Html(_pieces().frame(title=self.report.summary["title"], address=address, height=height))
 
     def _repr_html_(self) -> str:
         columns = ["sae", "dead", "dense", "rule_kind"]

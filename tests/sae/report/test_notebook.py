@@ -1,5 +1,8 @@
 import re
 import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -81,3 +84,68 @@ def test_what_is_not_there_is_named(report: Any, tmp_path: Path) -> None:
         open_report(str(tmp_path))
     with pytest.raises(StoreError, match="record"):
         open_report(f"{tmp_path}/reports/0123456789abcdef")
+
+
+def address_in(html: str) -> str:
+    found = re.search(r'<iframe src="(http://127\.0\.0\.1:\d+/index\.html[^"]*)"', html)
+    assert found
+    return found[1]
+
+
+@pytest.mark.browser
+def test_a_frame_shows_the_latent_and_the_report(report: Any, tmp_path: Path, visit: Callable[..., Any]) -> None:
+    opened = open_report(report.storage.uri(report.record.ref))
+    shown = opened.show(17, height=333)
+    assert 'height="333"' in shown
+    assert shown._repr_html_() == shown
+    address = address_in(shown)
+    (tmp_path / "notebook.html").write_text(f"<!doctype html><meta charset=utf-8>{shown}{opened.show()}")
+    visited = visit(tmp_path, address.partition("/index.html")[0])
+    visited.problems.clear()
+    visited.base = ""  # the notebook is a file, its frames are served
+    visited.context.unroute_all()
+    page = visited.page
+    page.goto(f"file://{tmp_path}/notebook.html")
+    frame = page.frame_locator("iframe >> nth=0")
+    frame.locator("h1:text-is('Latent 17')").wait_for()
+    frame.locator(".contexts .t.peak").first.wait_for()
+    assert not frame.locator("header").is_visible()
+    whole = page.frame_locator("iframe >> nth=1")
+    whole.locator("nav >> text=Latents").click()
+    whole.locator(".rows .row .t").first.wait_for()
+
+
+def test_one_server_answers_for_a_folder_and_only_for_its_files(sweep_report: Any, tmp_path: Path) -> None:
+    opened = open_report(sweep_report.storage.uri(sweep_report.record.ref))
+    address = address_in(opened.show(0, sae="toy"))
+    assert address.endswith("#/s/toy/embed/latent/0")
+    base = address.partition("/index.html")[0]
+    assert address_in(open_report(f"{sweep_report.folder}/index.html").show()).startswith(f"{base}/")
+    copy = shutil.copytree(sweep_report.folder, tmp_path / "copy")
+    assert not address_in(open_report(str(copy)).show()).startswith(f"{base}/")
+    for name, kind in (("", "text/html"), ("manifest.json", "application/json"), ("tables/README.md", "text/markdown")):
+        with urllib.request.urlopen(f"{base}/{name}") as answer:
+            assert answer.headers["Content-Type"].startswith(kind)
+            assert answer.read() == (sweep_report.folder / (name or "index.html")).read_bytes()
+    for path in ("/../record.json", "/%2e%2e/record.json", "/record.json", "/data", "//etc/passwd"):
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(f"{base}{path}")
+    elsewhere = urllib.request.Request(f"{base}/index.html", headers={"Host": "report.example.org"})
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(elsewhere)
+
+
+def test_a_file_that_went_missing_is_an_error_of_the_server(report: Any, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(report.folder, tmp_path / "copy"))
+    base = address_in(open_report(str(copy)).show()).partition("/index.html")[0]
+    (copy / "data/topk-24/latents/0.js").unlink()
+    with pytest.raises(urllib.error.HTTPError, match="500"):
+        urllib.request.urlopen(f"{base}/data/topk-24/latents/0.js")
+
+
+def test_a_frame_of_what_is_not_there_is_refused(report: Any) -> None:
+    opened = open_report(report.storage.uri(report.record.ref))
+    with pytest.raises(ConfigError, match="latents 0 to 299"):
+        opened.show(300)
+    with pytest.raises(ConfigError, match="the report has topk-24"):
+        opened.show(sae="other")
