@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sae.report.display import Segment, is_whole, plain, show_tokens
-from sae.report.numbers import short
+from sae.report.numbers import shorts
 
 BATCH_ROWS = 4096
 
@@ -73,13 +73,14 @@ def _iter_rows(path: Path) -> Iterator[tuple[int, Context]]:
 
 def _contexts(batch: pa.RecordBatch, tokens: "_Tokens") -> Iterator[tuple[int, Context]]:
     """Lists are read as flat arrays with offsets: Python objects are made per token only where they are shown."""
-    plain_columns = ("latent", "group", "value", "seq", "pos", "split", "doc_name", "peak")
-    rows = zip(*(batch[name].to_pylist() for name in plain_columns), strict=True)
+    plain_columns = ("latent", "group", "seq", "pos", "split", "doc_name", "peak")
+    values = shorts(batch["value"]).to_pylist()
+    rows = zip(values, *(batch[name].to_pylist() for name in plain_columns), strict=True)
     ends = np.cumsum([0, *batch["token_ids"].value_lengths().to_pylist()]).tolist()
     shown = _shown(batch, tokens, ends)
     firing = _firing(batch["activations"].flatten().to_numpy(zero_copy_only=False), ends)
-    for (latent, group, value, seq, pos, split, document, peak), window, fires in zip(rows, shown, firing, strict=True):
-        context = Context(group, short(value), peak, seq, pos, split, _document(document or ""), window, fires)
+    for (value, latent, group, seq, pos, split, document, peak), window, fires in zip(rows, shown, firing, strict=True):
+        context = Context(group, value, peak, seq, pos, split, _document(document or ""), window, fires)
         yield latent, context
 
 
@@ -110,8 +111,7 @@ def _firing(activations: np.ndarray, ends: list[int]) -> Iterator[list[tuple[int
     """(index in the window, activation) of what is not silent, by window."""
     places = np.flatnonzero(activations)
     bounds = np.searchsorted(places, ends).tolist()
-    # As text and back: `short` of all at once.
-    values = activations[places].astype(str).astype(np.float64).tolist()
+    values = shorts(pa.array(activations[places])).to_pylist()
     index = places.tolist()
     for start, (first, last) in zip(ends[:-1], itertools.pairwise(bounds), strict=True):
         yield [(index[i] - start, values[i]) for i in range(first, last)]

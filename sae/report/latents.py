@@ -10,7 +10,7 @@ from sae.report import chunks
 from sae.report.display import Segment, show_text, show_tokens
 from sae.report.examples import Context, Token, frozen
 from sae.report.model_labels import model_label
-from sae.report.numbers import short, wilson
+from sae.report.numbers import wilson
 from sae.report.rules import latent_label, rules_of
 
 GROUPS = ("top", "q3", "q2", "q1", "q0", "random", "miss")
@@ -21,6 +21,7 @@ class Latent:
     """One row of latents.parquet and its contexts."""
 
     row: dict[str, Any]
+    """Its float32 values as their shortest decimals."""
     contexts: list[Context]
 
 
@@ -114,19 +115,18 @@ def _token_indices(row: dict[str, Any], ids: str, raw: str, dictionary: _Diction
 
 def _counted(row: dict[str, Any], what: str, names: list[Any]) -> list[list[Any]]:
     """[name, firings, precision, recall, lift] of everything counted."""
-    figures = ([short(value) for value in row[f"{what}_{name}"]] for name in ("precision", "recall", "lift"))
+    figures = (row[f"{what}_{name}"] for name in ("precision", "recall", "lift"))
     return [list(entry) for entry in zip(names, row[f"{what}_counts"], *figures, strict=True)]
 
 
 def _rows(row: dict[str, Any], *names: str) -> list[list[Any]]:
     """Parallel lists as rows."""
-    columns = ([short(v) if isinstance(v, float) else v for v in row[name]] for name in names)
-    return [list(entry) for entry in zip(*columns, strict=True)]
+    return [list(entry) for entry in zip(*(row[name] for name in names), strict=True)]
 
 
 def _logits(row: dict[str, Any], name: str) -> list[list[Any]]:
     return [
-        [token, short(value), _shown(raw)]
+        [token, value, _shown(raw)]
         for token, value, raw in zip(row[name], row[f"{name}_values"], row[f"{name}_bytes"], strict=True)
     ]
 
@@ -142,4 +142,4 @@ def _is_literal(token: Token) -> bool:
 
 
 def _number(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else short(value)
+    return None if value is None or not math.isfinite(value) else value

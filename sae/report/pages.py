@@ -20,11 +20,14 @@ from sae.report.examples import Context, iter_examples
 from sae.report.inputs import SAEInputs
 from sae.report.latents import Latent, encode_latents
 from sae.report.model_labels import model_words
+from sae.report.numbers import shorts
 from sae.report.rules import latent_label
 from sae.report.words import LatentIndex
 from sae.store.order import philox
 
 SPARK_BINS = 16
+SPARK_STEPS = 40
+"""Heights of a bar of the list's small histograms: it is 20 pixels high, and half a pixel can be seen."""
 _SNIPPET_BEFORE, _SNIPPET_AFTER = 10, 5
 _MEASURED = 64
 """Latents whose pages are encoded to find out how many fit into a file."""
@@ -93,7 +96,7 @@ def latent_columns(inputs: SAEInputs, seed: int) -> dict[str, np.ndarray]:
     """The statistics of all latents that the list shows, sorts and filters by.
 
     `order` is the default order: live latents shuffled, then dead ones; [d_sae] latent ids. `spark` is the histogram
-    in 16 steps of 0-255 relative to its highest bin.
+    in SPARK_BINS bars.
     """
     table = inputs.latents
     n_fired = _array(table, "n_fired")
@@ -124,7 +127,10 @@ def shuffled_order(n_fired: np.ndarray, seed: int) -> np.ndarray:
 
 
 def sparklines(histograms: pa.ChunkedArray) -> np.ndarray:
-    """Histograms as SPARK_BINS heights of 0-255 (roots of counts) over their occupied range. [d_sae, SPARK_BINS]"""
+    """Histograms as SPARK_BINS heights (roots of counts) over their occupied range, up to SPARK_STEPS for the highest.
+
+    Returns: [d_sae, SPARK_BINS]
+    """
     lines = np.zeros((len(histograms), SPARK_BINS), np.uint8)
     for row, counts in enumerate(histograms.to_pylist()):
         filled = np.flatnonzero(counts)
@@ -132,15 +138,25 @@ def sparklines(histograms: pa.ChunkedArray) -> np.ndarray:
             used = np.array(counts[filled[0] : filled[-1] + 1], np.float64)
             bins = np.arange(len(used)) * SPARK_BINS // len(used) if len(used) > SPARK_BINS else np.arange(len(used))
             heights = np.sqrt(np.bincount(bins, used, SPARK_BINS))
-            # 255 * h / h can exceed 255 by a rounding error, which would wrap to 0.
-            lines[row] = np.minimum(255, np.ceil(255 * heights / heights.max()))
+            # n * h / h can exceed n by a rounding error.
+            lines[row] = np.minimum(SPARK_STEPS, np.ceil(SPARK_STEPS * heights / heights.max()))
     return lines
 
 
 def _iter_latents(inputs: SAEInputs) -> Iterator[Latent]:
-    rows = (row for batch in inputs.latents.to_batches(1024) for row in batch.to_pylist())
+    rows = (row for batch in inputs.latents.to_batches(1024) for row in _shortened(batch).to_pylist())
     contexts = iter_examples(inputs.examples, inputs.latents.num_rows)
     return (Latent(row, found) for row, found in zip(rows, contexts, strict=True))
+
+
+def _shortened(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Float32 columns, and lists of float32, as their shortest decimals."""
+    kinds = (field.type.value_type if pa.types.is_list(field.type) else field.type for field in batch.schema)
+    columns = [
+        shorts(column) if pa.types.is_float32(kind) else column
+        for column, kind in zip(batch.columns, kinds, strict=True)
+    ]
+    return pa.RecordBatch.from_arrays(columns, batch.schema.names)
 
 
 def _label_row(latent: Latent, top: Context | None) -> list[Any]:

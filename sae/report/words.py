@@ -5,6 +5,7 @@ tokens it raises most; `docs`: documents of its strongest contexts. Each is a so
 latent, difference to the next, ...], cut into files of even size; the page knows the first key of every file.
 """
 
+import functools
 import itertools
 import json
 import re
@@ -106,7 +107,12 @@ def _terms(latent: Latent) -> dict[str, set[str]]:
 
 
 def _names(tokens: Iterable[bytes]) -> set[str]:
-    return {flat(show_tokens([token])[0]) for token in tokens}
+    return set(map(_name, tokens))
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _name(token: bytes) -> str:
+    return flat(show_tokens([token])[0])
 
 
 def _encode(term: str, found: "array[int]", limit: float) -> str:

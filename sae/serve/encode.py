@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sae.architectures.base import SparseLatents
 from sae.report.display import show_tokens
-from sae.report.examples import short
+from sae.report.numbers import short
 from sae.serve.bodies import TextLatent, TextLatents
 from sae.serve.live import LiveSAE
 from sae.serve.refusals import Refused

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sae.report.examples import short
+from sae.report.numbers import short
 from sae.serve.bodies import Generation, Intervention
 from sae.serve.encode import Check, check_latent, seen, show_ids, tokenize
 from sae.serve.live import LiveSAE

@@ -12,9 +12,9 @@ import xxhash
 
 from sae.errors import StoreError
 from sae.report.inputs import unique_keys
-from sae.report.numbers import decimal, percent, wilson
+from sae.report.numbers import decimal, percent, short, shorts, wilson
 from sae.report.overview import step_of
-from sae.report.pages import shuffled_order, sparklines
+from sae.report.pages import SPARK_STEPS, shuffled_order, sparklines
 from sae.report.render import render_report
 from sae.report.rules import label_of, rules_of
 from sae.report.tables import README
@@ -125,7 +125,7 @@ def test_default_order_is_a_seeded_shuffle_of_live_latents_then_the_dead() -> No
 def test_the_highest_bin_of_every_sparkline_has_full_height() -> None:
     counts = [[0, n, 3, 0] for n in range(3, 200)]
     lines = sparklines(pa.chunked_array([pa.array(counts), pa.array([[0, 0, 0, 0]])]))
-    assert set(lines[:-1, 0]) == {255}
+    assert set(lines[:-1, 0]) == {SPARK_STEPS}
     assert lines[:-1, 1].all()
     assert not lines[-1].any()
 
@@ -178,6 +178,17 @@ def test_keys_are_safe_and_unique() -> None:
 )
 def test_numbers_have_three_digits_and_no_leading_zero(value: float, text: str) -> None:
     assert decimal(value) == text
+
+
+def test_shortest_decimals_of_arrays_are_those_of_values() -> None:
+    rng = np.random.default_rng(0)
+    odd = [0.0, -0.0, 1e-45, 3.4e38, np.inf, 1.0, 16_777_216, 1e22, 123_456.7, 0.1]
+    values = np.concatenate([rng.random(500), rng.lognormal(0, 20, 500), -rng.random(9), odd]).astype(np.float32)
+    wanted = [short(value) for value in values]
+    assert shorts(pa.array(values)).to_pylist() == wanted
+    lists = pa.array([wanted[:3], [], wanted[3:7], wanted[7:9]], pa.list_(pa.float32()))
+    assert shorts(lists[1:3]).to_pylist() == [[], wanted[3:7]]
+    assert shorts(pa.array([None, np.nan], pa.float32())).to_pylist()[0] is None
 
 
 def test_what_is_not_known_is_said() -> None:

@@ -229,11 +229,12 @@ function ruleName(rule) {
   return [`${rule[0]} `, h("code", {}, show(rule[1], 40))];
 }
 
+/** A small histogram: bars of up to 40 half pixels (pages.py). */
 function spark(values, id) {
   const width = 16;
   let path = "";
   for (let i = 0; i < width; i++) {
-    const value = (values[id * width + i] / 255) * 20;
+    const value = values[id * width + i] / 2;
     if (value) path += `M${i * 4.5} 20v${-value.toFixed(1)}h3.5V20z`;
   }
   return s("svg", { class: "spark", viewBox: "0 0 72 20", "aria-hidden": "true" }, s("path", { d: path }));
