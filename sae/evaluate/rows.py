@@ -71,8 +71,8 @@ def count_tokens(storage: Storage, snapshot: Snapshot) -> np.ndarray:
     counts = np.zeros(1, np.int64)
     try:
         for part, sizes in enumerate(snapshot.row_groups):
-            for group in range(len(sizes)):
-                found = np.bincount(reader.read_identity(part, group)[2])
+            for identity in reader.read_identities([(part, group) for group in range(len(sizes))]):
+                found = np.bincount(identity[2])
                 if len(found) > len(counts):
                     counts = np.pad(counts, (0, len(found) - len(counts)))
                 counts[: len(found)] += found

@@ -93,7 +93,7 @@ def _draw_from_part(
 def _identity(reader: RowGroupReader, snapshot: Snapshot, part: int) -> np.ndarray:
     """Context, position and token id of a part's rows. [3, n_rows] int32"""
     n_groups = len(snapshot.parts[part].layout.row_groups)
-    return np.concatenate([reader.read_identity(part, group) for group in range(n_groups)], axis=1)
+    return np.concatenate(reader.read_identities([(part, group) for group in range(n_groups)]), axis=1)
 
 
 def _vectors(reader: RowGroupReader, snapshot: Snapshot, part: int, rows: np.ndarray) -> np.ndarray:

@@ -29,6 +29,7 @@ OPTIONS: dict[str, Any] = {
         "connect_timeout": 5,
         "read_timeout": 30,
         "retries": {"mode": "standard", "total_max_attempts": 3},
+        "signature_version": "s3v4",  # also of addresses, which botocore signs the old way that new buckets refuse
     },
 }
 IMPATIENT_OPTIONS: dict[str, Any] = OPTIONS | {
@@ -36,6 +37,7 @@ IMPATIENT_OPTIONS: dict[str, Any] = OPTIONS | {
         "connect_timeout": 4,
         "read_timeout": 8,
         "retries": {"mode": "standard", "total_max_attempts": 2},
+        "signature_version": "s3v4",
     }
 }
 """For the check before work starts: a wrong address is known after 8 seconds, a silent endpoint after 16."""
@@ -51,7 +53,7 @@ _PASSING = (
     botocore.MetadataRetrievalError,
     aiohttp.ClientError,
 )
-_PASSING_STATUS = {408, 409, 425, 429}
+PASSING_STATUS = {408, 409, 425, 429}
 _PASSING_CODES = {"RequestTimeout", "BadDigest", "XAmzContentSHA256Mismatch", "IncompleteBody", "SlowDown"}
 _CONFLICT_PAUSES = (0.1, 0.3, 1.0, 3.0)
 
@@ -112,7 +114,7 @@ def as_error(err: Exception, uri: str) -> PipelineError | None:
             f"{text} (S3 answered {answer} {code}). The credentials in the environment or the AWS profile are wrong "
             f"or may not get, put, list and delete objects here."
         )
-    if answer >= 500 or answer in _PASSING_STATUS or code in _PASSING_CODES:
+    if answer >= 500 or answer in PASSING_STATUS or code in _PASSING_CODES:
         return TransientError(f"{text} (S3 answered {answer} {code})")
     return StoreError(f"{text} (S3 answered {answer} {code})")
 

@@ -241,4 +241,4 @@ def test_a_part_on_a_bucket_is_read_in_ranges(memory_storage: Storage, make_snap
     memory_storage.fs.pipe_file(memory_storage.full(path), table.getvalue())
     next(iter_rows(counting, snapshot))
     assert max(reads) <= 1 << 16  # pyarrow's look at the end, and a column of a row group
-    assert sum(reads) < len(whole) / 2
+    assert sum(reads) < len(whole) * 2 / 3  # the raw bytes twice before the file is decoded

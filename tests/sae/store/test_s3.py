@@ -1,14 +1,11 @@
 """Storage on S3, against an endpoint in a process of its own, and against networks that misbehave."""
 
-import http.client
-import http.server
 import signal
 import socket
 import subprocess
 import sys
 import textwrap
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,98 +14,19 @@ import pytest
 from sae.errors import ConfigError, StoreError, TransientError
 from sae.store import s3
 from sae.store.filesystem import Storage
+from tests.sae.store.network import Network, Request, on
+from tests.sae.store.network import network as run_network
 
-Fault = Callable[[str, str, int], str]
-"""(method, path, how many such requests before) -> what happens to the request: see Network."""
 BUSY, CONFLICT, FORBIDDEN = "503 SlowDown", "409 ConditionalRequestConflict", "403 AccessDenied"
-
-
-class Network(http.server.ThreadingHTTPServer):
-    """A network between client and endpoint that breaks what it is told to break.
-
-    A fault answers "" (pass the request on), "lose" (pass it on and lose the answer), "drop" (lose the request),
-    "unconditional" (pass it on without If-None-Match), or the status and code of an error that is answered at once.
-    """
-
-    def __init__(self, endpoint: str) -> None:
-        super().__init__(("127.0.0.1", 0), _Hop)
-        self.endpoint = endpoint.removeprefix("http://")
-        self.fault: Fault = lambda method, path, before: ""
-        self.seen: list[tuple[str, str]] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class _Hop(http.server.BaseHTTPRequestHandler):
-    server: Network
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, format: str, *args: object) -> None: ...
-
-    def _pass(self) -> None:
-        n_bytes = int(self.headers.get("Content-Length", 0))
-        body = self.rfile.read(n_bytes)
-        if len(body) < n_bytes:  # the client has died
-            self.close_connection = True
-            return
-        path = self.path.split("?")[0]
-        fault = self.server.fault(self.command, path, self.server.seen.count((self.command, path)))
-        self.server.seen.append((self.command, path))
-        if fault[:1].isdigit():
-            status, code = fault.split()
-            text = f"<Error><Code>{code}</Code><Message>planned</Message></Error>".encode()
-            self._answer(int(status), [("Content-Type", "application/xml")], text)
-            return
-        headers = dict(self.headers)
-        if fault == "unconditional":
-            headers.pop("If-None-Match", None)
-        if fault != "drop":
-            there = http.client.HTTPConnection(self.server.endpoint)
-            there.request(self.command, self.path, body, headers)
-            answer = there.getresponse()
-            status, fields, text = answer.status, answer.getheaders(), answer.read()
-            there.close()
-        if fault in ("lose", "drop"):
-            self.close_connection = True
-            self.connection.shutdown(socket.SHUT_RDWR)
-            return
-        self._answer(status, fields, text)
-
-    def _answer(self, status: int, fields: list[tuple[str, str]], text: bytes) -> None:
-        self.send_response_only(status)
-        for name, value in fields:
-            if name.lower() not in ("connection", "transfer-encoding") and (
-                name.lower() != "content-length" or self.command == "HEAD"
-            ):
-                self.send_header(name, value)
-        if self.command == "HEAD":
-            self.end_headers()
-            return
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-
-    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _pass
 
 
 @pytest.fixture
 def network(s3_root: str, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Network]:
     """Everything this test sends to S3 goes through it. It works until it gets a fault."""
-    with Network(s3_server) as network:
-        threading.Thread(target=network.serve_forever, daemon=True).start()
+    with run_network(s3_server) as network:
         monkeypatch.setenv("AWS_ENDPOINT_URL", network.url)
         s3.FileSystem.clear_instance_cache()
         yield network
-        network.shutdown()
-
-
-def on(method: str, ending: str, *faults: str) -> Fault:
-    """The faults of the first such requests, in order; later ones pass."""
-    return lambda m, path, before: (
-        faults[before] if m == method and path.endswith(ending) and before < len(faults) else ""
-    )
 
 
 def test_what_is_written_is_listed_and_read_back(s3_root: str, tmp_path: Path) -> None:
@@ -180,7 +98,7 @@ def test_a_lost_answer_to_our_own_create_is_no_defeat(s3_root: str, network: Net
     network.fault = on("PUT", "/record", "lose")
     storage = Storage(s3_root)
     assert storage.create_exclusive("record", b"ours")
-    assert network.seen.count(("PUT", "/" + storage.full("record"))) == 2
+    assert [request.method for request in network.seen].count("PUT") == 2
     network.seen.clear()
     assert not storage.create_exclusive("record", b"ours")
     assert storage.read_bytes("record") == b"ours"
@@ -203,13 +121,13 @@ def test_a_network_that_comes_back_is_not_noticed(s3_root: str, network: Network
 
 @pytest.mark.parametrize("fault", [pytest.param("drop", marks=pytest.mark.slow), BUSY])
 def test_a_network_that_stays_away_is_worth_a_retry(s3_root: str, network: Network, fault: str) -> None:
-    network.fault = lambda method, path, before: fault
+    network.fault = lambda request: fault
     with pytest.raises(TransientError, match="/a: "):
         Storage(s3_root).read_if_there("a")
 
 
 def test_what_is_forbidden_is_not_worth_a_retry(s3_root: str, network: Network) -> None:
-    network.fault = lambda method, path, before: FORBIDDEN
+    network.fault = lambda request: FORBIDDEN
     storage = Storage(s3_root)
     for call in (storage.size, storage.read_bytes, storage.read_if_there, storage.list, storage.sizes, storage.remove):
         with pytest.raises(StoreError, match=r"S3 answered 403.*credentials"):
@@ -256,14 +174,15 @@ def test_an_upload_whose_process_is_killed_leaves_no_object(s3_root: str, networ
     )
     process = subprocess.Popen([sys.executable, "-c", program, s3_root, str(write_big_file(tmp_path))])
 
-    def kill(method: str, path: str, before: int) -> str:
-        if method == "PUT" and before == 1:
+    def kill(request: Request) -> str:
+        is_second_put = (request.method, request.before) == ("PUT", 1)
+        if is_second_put:
             process.send_signal(signal.SIGKILL)
-        return "drop" if process.poll() is not None or (method, before) == ("PUT", 1) else ""
+        return "drop" if process.poll() is not None or is_second_put else ""
 
     network.fault = kill
     assert process.wait(60) == -signal.SIGKILL
-    network.fault = lambda method, path, before: ""
+    network.fault = lambda request: ""
     storage = Storage(s3_root)
     assert not storage.exists("big")
     assert storage.list("") == []
@@ -317,7 +236,7 @@ def test_wrong_credentials_are_one_clear_line(
 
 
 def test_storage_that_ignores_the_condition_is_refused(s3_root: str, network: Network) -> None:
-    network.fault = lambda method, path, before: "unconditional"
+    network.fault = lambda request: "unconditional"
     assert "exclusive create" in refusal(s3_root)
 
 
