@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 # Nothing here may import torch: its threads read their settings from the environment when it is loaded.
+from flows.plan import add_plan_command, run_plan
 from flows.stages import FLOW_STAGES, STAGES
 from flows.store import add_store_commands, run_store
 from sae.errors import ConfigError, InputError, PipelineError
@@ -39,8 +40,8 @@ class Terminated(KeyboardInterrupt):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
-    Returns: 0; 1 when work failed or stored data is damaged; 2 when the configuration or an input is wrong; 75 when
-        the same command may succeed later (a network that fails, SIGTERM); 130 after Ctrl-C.
+    Returns: 0; 1 when work failed, stored data is damaged or a plan does not fit; 2 when the configuration or an input
+        is wrong; 75 when the same command may succeed later (a network that fails, SIGTERM); 130 after Ctrl-C.
     """
     options = _parser().parse_args(arguments)
     _set_environment(verbose=getattr(options, "verbose", False))
@@ -52,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from flows.show import show
 
             print(show(options.uri, check=options.verify))
+        elif options.command == "plan":
+            return run_plan(options)
         elif options.command == "store":
             return run_store(options)
         elif options.command == "page":
@@ -117,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("show", help="what an artefact is, from what, when; sizes and metrics")
     show.add_argument("uri", metavar="URI")
     show.add_argument("--verify", action="store_true", help="compare every file with its recorded hash")
+    add_plan_command(commands)
     add_store_commands(commands)
     page = commands.add_parser("page", help="a few latents of a report as one HTML file, to be mailed")
     page.add_argument("uri", metavar="URI", help="a report's folder or index.html, or a root: its newest report")

@@ -56,11 +56,14 @@ def check_plan(plan: Plan) -> None:
         ConfigError: a batch larger than the data, or what cannot fit into memory or on the root's disk.
         StoreError: the root holds artefacts of a newer format.
     """
-    _check_root(plan)
-    _check_sizes(plan)
+    check_root(plan)
+    sizes = plan_sizes(plan)
+    check_batches(plan, sizes)
+    check_training_memory(plan, sizes)
+    check_disk(plan, sizes)
 
 
-def _check_root(plan: Plan) -> None:
+def check_root(plan: Plan) -> None:
     """Raises: StoreError when the root holds the plan's artefacts in a newer format."""
     storage = Storage(plan.config.execution.root)
     for spec in plan.specs():
@@ -68,10 +71,17 @@ def _check_root(plan: Plan) -> None:
             read_record(storage, spec.ref)
 
 
-def _check_sizes(plan: Plan) -> None:
-    """Read given activations, build the model without its weights, and look at sizes. Raises: as check_plan."""
-    storage = Storage(plan.config.execution.root)
-    sizes = _given_sizes(plan, storage) if plan.subject is None else _model_sizes(plan)
+def plan_sizes(plan: Plan) -> dict[Place, Size]:
+    """Read given activations, or build the model without its weights, and see how much there is.
+
+    Sets that are in the store already are left out. Raises: InputError, and ConfigError for a model that does not fit
+    into memory.
+    """
+    return _given_sizes(plan, Storage(plan.config.execution.root)) if plan.subject is None else _model_sizes(plan)
+
+
+def check_batches(plan: Plan, sizes: dict[Place, Size]) -> None:
+    """Raises: ConfigError when a batch is larger than the data can be."""
     for index, train in enumerate(plan.config.saes):
         place: Place = (plan.config.trained_on(train).hook_point or "", "train")
         most = sizes[place].most_rows if place in sizes else None
@@ -80,8 +90,6 @@ def _check_sizes(plan: Plan) -> None:
             if plan.subject is not None:
                 what = f"the corpus has at most {most} training tokens"
             raise ConfigError(f"saes.{index}.batch_rows: {train.batch_rows}, but {what}. Lower it, or give more data.")
-    _check_memory(plan, sizes)
-    _check_disk(plan, storage, sizes)
 
 
 def check_explainer(plan: Plan) -> None:
@@ -154,7 +162,7 @@ def _model_sizes(plan: Plan) -> dict[Place, Size]:
         hook_point, split = place
         n_rows = wanted[split]
         if None not in plan.tallies:
-            n_bytes = sum(_bytes(tally, split) for tally in plan.tallies if tally)
+            n_bytes = sum(text_bytes(tally, split) for tally in plan.tallies if tally)
             n_rows = min(n_rows or n_bytes, n_bytes // BYTES_PER_TOKEN)
         sizes[place] = Size(_most_tokens(plan, split), n_rows, widths[hook_point], itemsize)
     return sizes
@@ -190,14 +198,15 @@ def _check_text(plan: Plan) -> None:
             raise InputError(_no_heldout(plan, f"the held-out text is less than one context of {width} tokens"))
     subject = plan.config.subject
     first = plan.tallies[0]
-    if isinstance(subject, EmbeddedLM) and first is not None and subject.vocab_size > ALPHABET + _bytes(first, "train"):
+    n_bytes = text_bytes(first, "train") if first is not None else None
+    if isinstance(subject, EmbeddedLM) and n_bytes is not None and subject.vocab_size > ALPHABET + n_bytes:
         raise InputError(
-            f"subject.vocab_size: {subject.vocab_size} tokens cannot come from {_bytes(first, 'train')} bytes of "
-            f"training text. Lower it, or add text to corpus.segments."
+            f"subject.vocab_size: {subject.vocab_size} tokens cannot come from {n_bytes} bytes of training text. "
+            f"Lower it, or add text to corpus.segments."
         )
 
 
-def _check_memory(plan: Plan, sizes: dict[Place, Size]) -> None:
+def check_training_memory(plan: Plan, sizes: dict[Place, Size]) -> None:
     """Raises: ConfigError when SAEs that train side by side cannot fit into memory."""
     together: dict[tuple[str, int], tuple[int, list[str]]] = {}
     for index, spec in enumerate(plan.saes):
@@ -213,8 +222,9 @@ def _check_memory(plan: Plan, sizes: dict[Place, Size]) -> None:
         check_fits(n_bytes, f"{shown}: training", "Lower d_sae, or train fewer at once.")
 
 
-def _check_disk(plan: Plan, storage: Storage, sizes: dict[Place, Size]) -> None:
+def check_disk(plan: Plan, sizes: dict[Place, Size]) -> None:
     """Raises: ConfigError when the root's disk has less room than what is still to be written takes, about."""
+    storage = Storage(plan.config.execution.root)
     free = storage.free_bytes()
     if free is None:
         return
@@ -255,10 +265,11 @@ def _most_tokens(plan: Plan, split: Split) -> int | None:
 def _most_of(tally: Tally, split: Split) -> int:
     """A token for every byte, a separator and a prefix for every document."""
     n_documents = tally.n_heldout if split == "heldout" else tally.n_documents - tally.n_heldout
-    return _bytes(tally, split) + 2 * n_documents
+    return text_bytes(tally, split) + 2 * n_documents
 
 
-def _bytes(tally: Tally, split: Split) -> int:
+def text_bytes(tally: Tally, split: Split) -> int:
+    """Bytes of the text of a split."""
     return tally.n_heldout_bytes if split == "heldout" else tally.n_bytes - tally.n_heldout_bytes
 
 

@@ -1,0 +1,279 @@
+"""`sae-pipeline plan`: what a run takes before anything is spent: rows, bytes, requests, memory, time, money."""
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from sae.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sae.estimate import PlaceEstimate, TrainEstimate
+    from sae.plan import Plan
+    from sae.probe import StorageSpeed
+    from sae.store.filesystem import Storage
+
+DOES_NOT_FIT = 1
+NOT_COUNTED = "tokenization, evaluation with its controls, statistics and report are not counted"
+
+
+def add_plan_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `plan` to the command line."""
+    text = "what a run would take: rows, bytes, parts, requests, memory, time and cost; nothing is extracted"
+    command = commands.add_parser("plan", help=text, description=text)
+    command.add_argument(
+        "config", nargs="?", default="default", metavar="RECIPE|FILE", help="a recipe, or a .toml or .json file"
+    )
+    command.add_argument("--root", metavar="URI", help="where artefacts would be kept (default: runs)")
+    command.add_argument(
+        "--set", action="append", default=[], dest="settings", metavar="PATH=VALUE", help="as in `sae-pipeline run`"
+    )
+    command.add_argument(
+        "--price",
+        action="append",
+        default=[],
+        dest="prices",
+        metavar="NAME=DOLLARS",
+        help="storage (a GB and month; default 0.023), put (1000 requests that write or list; 0.005), get (1000 that "
+        "read; 0.0004), hour (of this machine; 2.00); may be repeated",
+    )
+    command.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def run_plan(options: argparse.Namespace) -> int:
+    """Print what a run would take. Returns: 0; 1 when it does not fit.
+
+    Raises: ConfigError, InputError as the run would.
+    """
+    from flows.settings import load_config
+    from sae.plan import make_plan
+    from sae.preflight import check_batches, check_root, plan_sizes
+    from sae.store.filesystem import Storage
+    from tasks.progress import show_progress
+
+    prices = _prices(options.prices)
+    config = load_config(options.config, options.settings, options.root)
+    storage = Storage(config.execution.root)
+    with show_progress("corpus") as progress:
+        plan = make_plan(config, progress)
+    check_root(plan)
+    try:
+        sizes = plan_sizes(plan)
+    except ConfigError as err:
+        print(f"sae-pipeline: does not fit: {err}", file=sys.stderr)
+        return DOES_NOT_FIT
+    check_batches(plan, sizes)
+    found = _figures(plan, storage, sizes, prices)
+    if options.json:
+        print(json.dumps(found))
+    else:
+        print("\n".join(_lines(found)))
+    for problem in found["does_not_fit"]:
+        print(f"sae-pipeline: does not fit: {problem}", file=sys.stderr)
+    return DOES_NOT_FIT if found["does_not_fit"] else 0
+
+
+def _figures(plan: "Plan", storage: "Storage", sizes: Any, prices: dict[str, float]) -> dict[str, Any]:
+    from sae import estimate
+    from sae.memory import machine_bytes
+    from sae.preflight import check_disk, check_training_memory
+
+    places = estimate.estimate_places(plan, storage, sizes)
+    training = estimate.estimate_training(plan, storage, places)
+    requests = estimate.count_requests(plan, places, training)
+    problems: list[str] = []
+    for check in (
+        lambda: check_training_memory(plan, sizes),
+        lambda: check_disk(plan, sizes),
+        lambda: estimate.check_memory(plan, places, 0),
+    ):
+        try:
+            check()
+        except ConfigError as err:
+            problems.append(str(err))
+    model_bytes = 0
+    probes: dict[str, Any] = {}
+    seconds: dict[str, float] = {}
+    if not problems:  # what does not fit is not probed
+        probes, seconds, model_bytes = _probe(plan, storage, places, training)
+        try:
+            estimate.check_memory(plan, places, model_bytes)
+        except ConfigError as err:
+            problems.append(str(err))
+    hours = sum(seconds.values()) / 3600
+    cost = estimate.cost(sum(p.n_bytes for p in places), requests, hours, prices, on_bucket=storage.protocol == "s3")
+    return {
+        "root": storage.root,
+        "activations": [place.model_dump() for place in places],
+        "saes": [each.model_dump() for each in training],
+        "requests": requests._asdict(),
+        "memory": {
+            "extraction": estimate.extraction_bytes(plan, places, model_bytes),
+            "windows": max(
+                estimate.window_bytes(_trained_on(places, t), plan.saes[t.index].config.batch_rows) for t in training
+            ),
+            "machine": machine_bytes(),
+        },
+        "free_bytes": storage.free_bytes(),
+        "probes": probes,
+        "seconds": seconds,
+        "prices": prices,
+        "cost": cost.model_dump(),
+        "does_not_fit": problems,
+    }
+
+
+def _probe(
+    plan: "Plan", storage: "Storage", places: "list[PlaceEstimate]", training: "list[TrainEstimate]"
+) -> tuple[dict[str, Any], dict[str, float], int]:
+    """What was measured, the seconds that follow for each stage, and the model's bytes."""
+    from sae import probe
+    from sae.store import layout
+    from sae.subject.config import EmbeddedLMSpec
+    from tasks.progress import show_progress
+
+    probes: dict[str, Any] = {}
+    seconds: dict[str, float] = {}
+    model_bytes = 0
+    with show_progress("probes") as progress:
+        speed = probe.probe_storage(storage, progress=progress)
+        probes["storage"] = speed._asdict()
+        if plan.subject is not None and any(p.n_parts_done < p.n_parts for p in places):
+            forward = probe.probe_forward(plan, storage, progress)
+            model_bytes = forward.model_bytes
+            probes["forward"] = forward._asdict()
+        subject = plan.subject
+        if isinstance(subject, EmbeddedLMSpec) and not storage.exists(layout.record_path(subject.ref)):
+            step = probe.probe_subject_training(plan, progress) if subject.config.n_steps else 0.0
+            probes["subject_step_seconds"] = step
+            seconds["subject"] = subject.config.n_steps * step
+        steps = {
+            each.index: probe.probe_sae_step(plan.saes[each.index].config, each.d_in, progress)
+            for each in training
+            if not each.done
+        }
+        if steps:
+            probes["sae_step_seconds"] = steps
+    seconds["extraction"] = _extraction_seconds(places, speed, probes.get("forward", {}).get("tokens_per_second"))
+    seconds["training"] = _training_seconds(plan, places, training, steps, speed)
+    return probes, seconds, model_bytes
+
+
+def _extraction_seconds(places: "list[PlaceEstimate]", speed: "StorageSpeed", tokens_per_second: float | None) -> float:
+    """Forward passes, shared by the hook points of a split, or writing, whichever takes longer: they overlap."""
+    left = {p: 1 - p.n_parts_done / max(p.n_parts, 1) for p in places}
+    rows: dict[tuple[str, bool], float] = {}
+    for place, share in left.items():
+        key = place.split, place.control
+        rows[key] = max(rows.get(key, 0.0), place.n_rows * share)
+    writing = sum(place.n_bytes * share for place, share in left.items()) / speed.write_bytes_per_second
+    return max(writing, sum(rows.values()) / tokens_per_second if tokens_per_second else 0.0)
+
+
+def _training_seconds(
+    plan: "Plan",
+    places: "list[PlaceEstimate]",
+    training: "list[TrainEstimate]",
+    steps: dict[int, float],
+    speed: "StorageSpeed",
+) -> float:
+    """Steps of SAEs that share their batches come one after the other; the activations are read meanwhile."""
+    sweeps: dict[tuple[str, int], list[TrainEstimate]] = {}
+    for each in training:
+        if not each.done:
+            sweeps.setdefault((each.hook_point, plan.saes[each.index].config.batch_rows), []).append(each)
+    total = 0.0
+    for sweep in sweeps.values():
+        place = _trained_on(places, sweep[0])
+        reading = max(each.epochs for each in sweep) * place.n_bytes / speed.read_bytes_per_second
+        total += max(reading, sum(each.n_steps * steps[each.index] for each in sweep))
+    return total
+
+
+def _trained_on(places: "list[PlaceEstimate]", sae: "TrainEstimate") -> "PlaceEstimate":
+    return next(p for p in places if (p.hook_point, p.split, p.control) == (sae.hook_point, "train", False))
+
+
+def _lines(found: dict[str, Any]) -> list[str]:
+    from sae.memory import readable
+
+    places, memory, cost, probes = (found[name] for name in ("activations", "memory", "cost", "probes"))
+    lines = [f"root        {found['root']}", ""]
+    for p in places:
+        about = "" if p["counted"] else "about "
+        done = f", {p['n_parts_done']:,} of them there" if p["n_parts_done"] else ""
+        lines.append(
+            f"{'control' if p['control'] else p['split']:<11} {p['hook_point']}: {about}{p['n_rows']:,} x {p['d_in']} "
+            f"{p['dtype']}, {readable(p['n_bytes'])}, parts: {p['n_parts']:,}{done}, row groups: {p['n_row_groups']:,}"
+        )
+    for t in found["saes"]:
+        state = "in the store" if t["done"] else f"{t['n_steps']:,} steps, epochs: {t['epochs']:.3g}"
+        lines.append(f"{'saes.' + str(t['index']):<11} d_sae {t['d_sae']:,} on {t['n_rows']:,} rows: {state}")
+    free = "" if found["free_bytes"] is None else f", {readable(found['free_bytes'])} free there"
+    lines += [
+        "",
+        f"stored      {readable(sum(p['n_bytes'] for p in places))} of activations{free}",
+        f"requests    {found['requests']['puts']:,} that write or list, {found['requests']['gets']:,} that read "
+        f"(on a bucket; without retries)",
+        f"memory      extraction {readable(memory['extraction'])}, windows of the loader "
+        f"{readable(memory['windows'])}, of {readable(memory['machine'])}",
+    ]
+    if probes:
+        lines += ["", *_probe_lines(probes), *_time_lines(found)]
+    on_bucket = found["root"].startswith("s3://")
+    prices = found["prices"]
+    machine = f"${cost['machine']:,.2f} at ${prices['hour']:g} per hour of this machine" if probes else ""
+    bucket = (
+        f"${cost['storage_per_month']:,.2f} a month for storage, ${cost['requests']:,.2f} for requests"
+        if on_bucket
+        else ""
+    )
+    if text := ", ".join(filter(None, (bucket, machine))):
+        lines.append(f"cost        {text}")
+    return lines
+
+
+def _probe_lines(probes: dict[str, Any]) -> list[str]:
+    from sae.memory import readable
+
+    speed = probes["storage"]
+    text = [
+        f"root writes {readable(int(speed['write_bytes_per_second']))}/s, reads "
+        f"{readable(int(speed['read_bytes_per_second']))}/s, a small read takes {speed['request_seconds'] * 1e3:.2g} ms"
+    ]
+    if forward := probes.get("forward"):
+        text.append(f"forward {forward['tokens_per_second']:,.0f} tokens/s")
+    if "subject_step_seconds" in probes:
+        text.append(f"step of the subject's training {probes['subject_step_seconds'] * 1e3:.3g} ms")
+    text += [f"step of saes.{i} {value * 1e3:.3g} ms" for i, value in probes.get("sae_step_seconds", {}).items()]
+    return [f"{'measured' if i == 0 else '':<11} {line}" for i, line in enumerate(text)]
+
+
+def _time_lines(found: dict[str, Any]) -> list[str]:
+    seconds = found["seconds"]
+    stages = ", ".join(f"{stage} {_duration(value)}" for stage, value in seconds.items())
+    return [f"time        {_duration(sum(seconds.values()))} ({stages}; {NOT_COUNTED})"]
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _prices(given: list[str]) -> dict[str, float]:
+    """Raises: ConfigError for a name that is none, or a value that is no price."""
+    from sae.estimate import DEFAULT_PRICES
+
+    prices = dict(DEFAULT_PRICES)
+    for text in given:
+        name, _, value = text.partition("=")
+        if name not in prices:
+            raise ConfigError(f"--price {text!r}: write NAME=DOLLARS with one of {', '.join(prices)}")
+        try:
+            prices[name] = float(value)
+        except ValueError as err:
+            raise ConfigError(f"--price {text!r}: {value!r} is no number") from err
+        if not 0 <= prices[name] < float("inf"):
+            raise ConfigError(f"--price {text!r}: a price is 0 or more")
+    return prices
