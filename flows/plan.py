@@ -100,6 +100,14 @@ def _figures(plan: "Plan", storage: "Storage", sizes: Any, prices: dict[str, flo
             estimate.check_memory(plan, places, model_bytes)
         except ConfigError as err:
             problems.append(str(err))
+    rho = (probes.get("forward") or {}).get("rho") or {}
+    variances = {
+        each.index: estimate.batch_variance(
+            plan, _trained_on(places, each), plan.saes[each.index].config.batch_rows, rho[each.hook_point]
+        )
+        for each in training
+        if each.hook_point in rho
+    }
     hours = sum(seconds.values()) / 3600
     cost = estimate.cost(sum(p.n_bytes for p in places), requests, hours, prices, on_bucket=storage.protocol == "s3")
     return {
@@ -114,6 +122,7 @@ def _figures(plan: "Plan", storage: "Storage", sizes: Any, prices: dict[str, flo
             ),
             "machine": machine_bytes(),
         },
+        "batch_variance": variances,
         "free_bytes": storage.free_bytes(),
         "probes": probes,
         "seconds": seconds,
@@ -219,7 +228,12 @@ def _lines(found: dict[str, Any]) -> list[str]:
         f"{readable(memory['windows'])}, of {readable(memory['machine'])}",
     ]
     if probes:
-        lines += ["", *_probe_lines(probes), *_time_lines(found)]
+        lines += ["", *_probe_lines(probes)]
+        lines += [
+            f"{'shuffle':<11} batch means of saes.{index} vary {value:.2f} times as much as those of independent rows"
+            for index, value in found["batch_variance"].items()
+        ]
+        lines += _time_lines(found)
     on_bucket = found["root"].startswith("s3://")
     prices = found["prices"]
     machine = f"${cost['machine']:,.2f} at ${prices['hour']:g} per hour of this machine" if probes else ""
@@ -245,6 +259,8 @@ def _probe_lines(probes: dict[str, Any]) -> list[str]:
         text.append(f"forward {forward['tokens_per_second']:,.0f} tokens/s")
     if "subject_step_seconds" in probes:
         text.append(f"step of the subject's training {probes['subject_step_seconds'] * 1e3:.3g} ms")
+    for hook_point, rho in ((forward or {}).get("rho") or {}).items():
+        text.append(f"rows of one context correlate by {rho:.2g} at {hook_point}")
     text += [f"step of saes.{i} {value * 1e3:.3g} ms" for i, value in probes.get("sae_step_seconds", {}).items()]
     return [f"{'measured' if i == 0 else '':<11} {line}" for i, line in enumerate(text)]
 

@@ -16,7 +16,8 @@ from sae.preflight import BYTES_PER_TOKEN, IDENTITY_BYTES, Size, text_bytes
 from sae.store import layout
 from sae.store.encoding import stored_dtype
 from sae.store.filesystem import Storage
-from sae.store.order import ShuffleConfig
+from sae.store.mixing import expected_variance
+from sae.store.order import RowGroups, ShuffleConfig, ShuffleSizes
 from sae.store.records import read_record
 from sae.store.s3 import UPLOAD_BYTES
 from sae.store.windows import WINDOWS_AHEAD
@@ -155,12 +156,39 @@ def extraction_bytes(plan: Plan, places: Sequence[PlaceEstimate], model_bytes: i
     return plan.config.execution.max_workers * (model_bytes + 2 * parts)
 
 
+def shuffle_sizes(place: PlaceEstimate) -> ShuffleSizes:
+    """How far the loader will spread the rows of a place."""
+    rows = [place.row_group_rows] * (place.part_rows // place.row_group_rows)
+    if rest := place.part_rows % place.row_group_rows:
+        rows.append(rest)
+    # One part stands for all: its size and its row groups' are what counts.
+    return ShuffleConfig().sizes(RowGroups.of([rows]), place.d_in * stored_dtype(place.dtype).itemsize)
+
+
 def window_bytes(place: PlaceEstimate, batch_rows: int) -> int:
     """Memory of the loader: the windows in use, those read ahead, and two batches in float32."""
-    shuffle = ShuffleConfig()
-    group_bytes = min(place.row_group_rows, place.n_rows) * place.d_in * stored_dtype(place.dtype).itemsize
+    shuffle = shuffle_sizes(place)
+    group_bytes = min(place.row_group_rows, place.part_rows) * place.d_in * stored_dtype(place.dtype).itemsize
     n_groups = shuffle.window_row_groups + WINDOWS_AHEAD * shuffle.groups_per_window(batch_rows)
     return min(n_groups, place.n_row_groups) * group_bytes + 2 * batch_rows * place.d_in * 4
+
+
+def batch_variance(plan: Plan, place: PlaceEstimate, batch_rows: int, rho: float) -> float:
+    """The expected variance of batch means over that of independent rows (sae.store.mixing).
+
+    Args:
+        rho: correlation of two rows of a context.
+    """
+    assert plan.config.corpus
+    return expected_variance(
+        shuffle_sizes(place),
+        n_parts=max(1, round(place.n_rows / place.part_rows)),
+        part_rows=place.part_rows,
+        row_group_rows=place.row_group_rows,
+        batch_rows=batch_rows,
+        context_rows=plan.config.corpus.context_tokens,
+        rho=rho,
+    )
 
 
 def check_memory(plan: Plan, places: Sequence[PlaceEstimate], model_bytes: int) -> None:
@@ -177,9 +205,9 @@ def check_memory(plan: Plan, places: Sequence[PlaceEstimate], model_bytes: int) 
         (place,) = (p for p in places if (p.hook_point, p.split, p.control) == (spec.config.hook_point, "train", False))
         if (needed := window_bytes(place, spec.config.batch_rows)) > available:
             raise ConfigError(
-                f"activations.row_group_bytes: the windows that saes.{index} is trained from need {readable(needed)} "
-                f"of memory ({ShuffleConfig().window_row_groups} row groups in use, some ahead), this machine has "
-                f"{readable(available)}. Lower it."
+                f"activations.row_group_bytes: the windows of the shuffle that saes.{index} is trained from need "
+                f"{readable(needed)} of memory, this machine has {readable(available)}. Lower it, or "
+                f"activations.n_tokens until the store is smaller than its windows."
             )
 
 

@@ -1,18 +1,20 @@
 """How fast this machine is at what a plan needs: a few batches, steps and megabytes, of which nothing is left."""
 
 import contextlib
+import itertools
 import os
 import statistics
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from sae.extract.config import ActivationsConfig
+from sae.extract.config import ActivationsConfig, DatasetSource
+from sae.extract.corpus import iter_documents
 from sae.plan import Plan
 from sae.progress import Progress, silent
 from sae.store import layout
@@ -57,19 +59,28 @@ def probe_forward(plan: Plan, storage: Storage, progress: Progress = silent) -> 
     """Run a few batches of the plan's model through its hook points.
 
     The model is the real one where it exists; an embedded one that is still to be trained has random weights, which
-    take as long. Text is real where it is tokenized already.
+    take as long. Text is real where it is tokenized already, or a tokenizer and text are at hand.
     """
     corpus, activations, subject = plan.config.corpus, plan.config.activations, plan.subject
     assert corpus
     assert isinstance(activations, ActivationsConfig)
+    tokenizer = None
     if isinstance(subject, HFModelSpec):
-        model = load_pinned(subject).model
+        loaded = load_pinned(subject)
+        model, tokenizer = loaded.model, loaded.tokenizer
     elif subject is not None and is_intact(storage, subject.ref):
         model = load_subject(storage, subject.ref).model
     else:
         assert isinstance(subject, EmbeddedLMSpec)
         model = new_model(subject.config, subject.config.vocab_size, corpus.context_tokens, plan.config.seed)
-    tokens, is_text = _tokens(plan, storage, activations.batch_contexts, model)
+    shape = activations.batch_contexts, corpus.context_tokens
+    tokens = _stored_text(plan, storage, shape)
+    if tokens is None and tokenizer is not None:
+        tokens = _read_text(plan, tokenizer, shape)
+    is_text = tokens is not None
+    if tokens is None:
+        n_tokens = model.get_input_embeddings().weight.shape[0]
+        tokens = torch.from_numpy(philox("probe", plan.config.seed).integers(0, n_tokens, shape))
     names = list(plan.config.hook_points)
     with torch.no_grad(), capture(model, names) as read:
         acts = read(tokens)
@@ -157,18 +168,31 @@ def context_correlation(act: torch.Tensor) -> float:
     return float(pairs.mean()) / variance if variance > 0 else 0.0
 
 
-def _tokens(plan: Plan, storage: Storage, n_contexts: int, model: torch.nn.Module) -> tuple[torch.Tensor, bool]:
-    """A batch of contexts [n, T], and whether it is text."""
-    corpus = plan.config.corpus
-    assert corpus
+def _stored_text(plan: Plan, storage: Storage, shape: tuple[int, int]) -> torch.Tensor | None:
+    """A batch of contexts [n, T] that are tokenized already."""
     for spec in plan.tokens:
         if is_intact(storage, spec.ref):
-            contexts = read_contexts(storage, spec.ref, "train", 0, n_contexts)
-            if len(contexts) == n_contexts and (contexts.docs != PADDING).all():
-                return torch.from_numpy(contexts.tokens.astype(np.int64)), True
-    n_tokens = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    drawn = philox("probe", plan.config.seed).integers(0, n_tokens, (n_contexts, corpus.context_tokens))
-    return torch.from_numpy(drawn), False
+            contexts = read_contexts(storage, spec.ref, "train", 0, shape[0])
+            if contexts.tokens.shape == shape and (contexts.docs != PADDING).all():
+                return torch.from_numpy(contexts.tokens.astype(np.int64))
+    return None
+
+
+def _read_text(plan: Plan, tokenizer: Any, shape: tuple[int, int]) -> torch.Tensor | None:
+    """A batch of contexts [n, T], each the beginning of a document; hubs are not asked for any."""
+    corpus = plan.config.corpus
+    assert corpus
+    contexts: list[list[int]] = []
+    for source in corpus.segments:
+        if isinstance(source, DatasetSource):
+            continue
+        for document in itertools.islice(iter_documents(source), 50 * shape[0]):
+            ids = tokenizer(document.text[: 20 * shape[1]], add_special_tokens=False, verbose=False)["input_ids"]
+            if len(ids) >= shape[1]:
+                contexts.append(ids[: shape[1]])
+            if len(contexts) == shape[0]:
+                return torch.tensor(contexts)
+    return None
 
 
 def _median_seconds(work: Callable[[], object], progress: Progress, unit: str) -> float:

@@ -13,6 +13,7 @@ from sae.plan import PipelineConfig, make_plan
 from sae.store.filesystem import Storage
 from sae.store.reader import read_snapshot
 from tests.flows.conftest import tiny_config, with_settings
+from tests.flows.models import HOOK_POINTS, save_model
 
 Planned = Callable[..., tuple[int, dict[str, Any], str]]
 GIVEN = {
@@ -84,6 +85,26 @@ def test_a_plan_comes_before_everything_and_leaves_nothing(config: PipelineConfi
     assert set(found["seconds"]) == {"subject", "extraction", "training"}
     assert all(value > 0 for value in found["seconds"].values())
     assert found["cost"] == {"storage_per_month": 0, "requests": 0, "machine": pytest.approx(hours(found) * 2)}
+
+
+def test_a_model_from_a_folder_and_how_well_its_rows_mix(
+    config: PipelineConfig, planned: Planned, tmp_path: Path
+) -> None:
+    save_model("gpt2", tmp_path / "model")
+    hooks = list(HOOK_POINTS["gpt2"][:2])
+    changes = {
+        "subject": {"kind": "huggingface", "name": str(tmp_path / "model")},
+        "activations": config.activations.model_dump(mode="json") | {"hook_points": hooks},
+        "saes": [s.model_dump(mode="json") | {"hook_point": hooks[0]} for s in config.saes],
+        "evaluation": {"untrained": None},
+    }
+    code, found, err = planned(with_settings(config, changes))
+    assert code == 0, err
+    assert found["probes"]["forward"]["widths"] == dict.fromkeys(hooks, 16)
+    assert all(-1 < rho < 1 for rho in found["probes"]["forward"]["rho"].values())
+    # A small store is mixed whole: a draw without replacement.
+    assert 0.8 < found["batch_variance"]["0"] <= 1.01
+    assert "subject" not in found["seconds"], "it is there already"
 
 
 def test_given_activations(config: PipelineConfig, planned: Planned) -> None:
