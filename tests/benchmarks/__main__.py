@@ -1,6 +1,6 @@
 """`make bench`: speeds as ratios of two things measured in turn in this process; medians, with their spread.
 
-python -m tests.benchmarks [store] [extraction] [loading] [mixing] [training] [statistics] [report] [overhead]
+python -m tests.benchmarks [store] [extraction] [loading] [mixing] [remote] [training] [statistics] [report] [overhead]
 """
 
 import sys
@@ -14,6 +14,7 @@ from tests.benchmarks.extraction import extraction
 from tests.benchmarks.loading import loading
 from tests.benchmarks.mixing import mixing
 from tests.benchmarks.overhead import overhead
+from tests.benchmarks.remote import remote
 from tests.benchmarks.report import report
 from tests.benchmarks.statistics import statistics
 from tests.benchmarks.store_io import store_io
@@ -25,6 +26,7 @@ BENCHMARKS: dict[str, Callable[[Path], Iterator[Row]]] = {
     "extraction": extraction,
     "loading": loading,
     "mixing": mixing,
+    "remote": remote,
     "training": training,
     "statistics": statistics,
     "report": report,
