@@ -6,9 +6,11 @@ are written as they lie in memory, without a copy, while another thread computes
 """
 
 import os
+from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import xxhash
@@ -20,6 +22,9 @@ from sae.store.encoding import Encoding, stored_dtype
 from sae.store.pages import IDENTITY, Chunk
 
 __all__ = ["IDENTITY", "PartLayout", "RowGroup", "write_part"]
+
+UNFINISHED = 2
+"""Row groups that may wait for their checksums while the next one is written."""
 
 
 class RowGroup(FrozenConfig):
@@ -83,63 +88,98 @@ def write_part(
         raise ValueError(f"values of {act.dtype}, but {encoding.dtype} is stored as {stored_dtype(encoding.dtype)}")
     if any(column.shape != (n_rows,) for column in (seq, pos, token)) or d_in == 0:
         raise ValueError(f"{n_rows} rows of {d_in} values, but seq {seq.shape}, pos {pos.shape}, token {token.shape}")
-    groups, chunks = [], []
+    finished: list[tuple[RowGroup, list[Chunk]]] = []
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         _write(descriptor, [pages.MAGIC], 0)
         end = len(pages.MAGIC)
         with ThreadPoolExecutor(1, thread_name_prefix="checksums") as checksums:
+            unfinished: deque[_Unfinished] = deque()
             for start in range(0, n_rows, row_group_rows):
                 rows = slice(start, start + row_group_rows)
                 block = np.ascontiguousarray(act[rows])
                 identity = np.ascontiguousarray(np.stack([seq[rows], pos[rows], token[rows]]), "<i4")
-                group, written = _write_group(descriptor, end, block, identity, encoding.dtype, checksums)
-                groups.append(group)
-                chunks.append((group.n_rows, written))
-                end = written[-1].offset + written[-1].n_bytes
-        _write(descriptor, [pages.footer(encoding, d_in, chunks)], end)
+                unfinished.append(_write_values(descriptor, end, block, identity, encoding.dtype, checksums))
+                end = unfinished[-1].end
+                if len(unfinished) > UNFINISHED:
+                    finished.append(_write_head(descriptor, unfinished.popleft()))
+            finished += [_write_head(descriptor, group) for group in unfinished]
+        _write(descriptor, [pages.footer(encoding, d_in, [(group.n_rows, chunks) for group, chunks in finished])], end)
     finally:
         os.close(descriptor)
-    return PartLayout(n_rows=n_rows, d_in=d_in, encoding=encoding, row_groups=tuple(groups))
+    return PartLayout(n_rows=n_rows, d_in=d_in, encoding=encoding, row_groups=tuple(group for group, _ in finished))
 
 
-def _write_group(
+class _Unfinished(NamedTuple):
+    """A row group whose values are written, but not yet the header of its vectors: that needs their checksum."""
+
+    n_rows: int
+    offset: int
+    """Of the vectors."""
+    levels: bytes
+    n_bytes: int
+    """Of levels and vectors."""
+    n_values: int
+    computed: Future[tuple[int, str]]
+    """CRC-32 of levels and vectors, xxh3 of the vectors."""
+    identity: list[Chunk]
+    identity_offsets: tuple[int, int, int]
+    identity_xxh3: str
+
+    @property
+    def end(self) -> int:
+        """Where it ends in the file."""
+        return self.identity[-1].offset + self.identity[-1].n_bytes
+
+
+def _write_values(
     descriptor: int, end: int, block: np.ndarray, identity: np.ndarray, dtype: str, checksums: ThreadPoolExecutor
-) -> tuple[RowGroup, list[Chunk]]:
-    """Write one row group behind `end`."""
+) -> _Unfinished:
+    """Write one row group behind `end`, but for the page header and levels of its vectors."""
     vectors, (n_rows, d_in) = block.reshape(-1).view(np.uint8).data, block.shape
     levels = pages.list_levels(dtype, n_rows, d_in)
     n_values, n_bytes = pages.n_values(dtype, n_rows, d_in), len(levels) + len(vectors)
     if n_bytes > pages.MAX_PAGE_BYTES or n_values > pages.MAX_PAGE_BYTES:
         raise ValueError(f"a row group of {len(vectors)} bytes does not fit a page: fewer rows per row group")
-    # The header's length depends on the checksum, which is computed while the vectors are written: they come first.
     offset = pages.vectors_offset(end, levels, len(vectors), n_values)
     computed = checksums.submit(_checksums, levels, vectors)
-    _write(descriptor, [vectors], offset)
-    crc, xxh3 = computed.result()
-    header = pages.page_header(n_bytes, n_values, crc)
-    head = offset - len(levels) - len(header)
-    _write(descriptor, [header, levels], head)
-    chunks = [Chunk(head, len(header) + n_bytes, n_values)]
 
-    at, offsets = offset + len(vectors), []
-    columns: list[bytes | memoryview] = []
+    at, buffers, chunks, offsets = offset + len(vectors), [vectors], [], []
     for column in identity:
         values = column.view(np.uint8).data
         header = pages.page_header(len(values), n_rows, crc32(values))
-        columns += [header, values]
+        buffers += [memoryview(header), values]
         chunks.append(Chunk(at, len(header) + len(values), n_rows))
         offsets.append(at + len(header))
         at += len(header) + len(values)
-    _write(descriptor, columns, offset + len(vectors))
-    group = RowGroup(
-        offset=offset,
+    _write(descriptor, buffers, offset)
+    return _Unfinished(
         n_rows=n_rows,
-        xxh3=xxh3,
-        identity=(offsets[0], offsets[1], offsets[2]),
+        offset=offset,
+        levels=levels,
+        n_bytes=n_bytes,
+        n_values=n_values,
+        computed=computed,
+        identity=chunks,
+        identity_offsets=(offsets[0], offsets[1], offsets[2]),
         identity_xxh3=xxhash.xxh3_64_hexdigest(identity.data),
     )
-    return group, chunks
+
+
+def _write_head(descriptor: int, group: _Unfinished) -> tuple[RowGroup, list[Chunk]]:
+    """Write what lies before the vectors, when their checksum is known."""
+    crc, xxh3 = group.computed.result()
+    header = pages.page_header(group.n_bytes, group.n_values, crc)
+    head = group.offset - len(group.levels) - len(header)
+    _write(descriptor, [memoryview(header), memoryview(group.levels)], head)
+    place = RowGroup(
+        offset=group.offset,
+        n_rows=group.n_rows,
+        xxh3=xxh3,
+        identity=group.identity_offsets,
+        identity_xxh3=group.identity_xxh3,
+    )
+    return place, [Chunk(head, len(header) + group.n_bytes, group.n_values), *group.identity]
 
 
 def _checksums(levels: bytes, vectors: memoryview) -> tuple[int, str]:
