@@ -22,10 +22,6 @@ from sae.store.writer import PartLayout, write_part
 from tests.sae.store import golden
 from tests.sae.store.oracle import write_with_pyarrow
 
-duckdb = pytest.importorskip("duckdb")
-pl = pytest.importorskip("polars")
-pd = pytest.importorskip("pandas")
-
 DTYPES: tuple[Dtype, ...] = ("float16", "float32", "bfloat16", "int8")
 
 
@@ -92,6 +88,7 @@ def test_the_table_is_the_one_that_pyarrow_writes(
 def test_duckdb_polars_and_pandas_read_the_same_rows(
     tmp_path: Path, dtype: Dtype, n_rows: int, d_in: int, row_group_rows: int
 ) -> None:
+    duckdb, pl, pd = (pytest.importorskip(name) for name in ("duckdb", "polars", "pandas"))
     stored, ids, encoding = random_part(dtype, n_rows, d_in)
     path = tmp_path / "part.parquet"
     write_part(path, stored, **ids, row_group_rows=row_group_rows, encoding=encoding)
