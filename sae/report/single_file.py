@@ -6,6 +6,7 @@ data of the chosen latents stands in the page as the data files hold it: in base
 
 import base64
 import hashlib
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -85,7 +86,10 @@ def _payloads(report: FinishedReport, sae: dict[str, Any], latents: list[int]) -
     base = f"data/{sae['key']}"
     for name in sae["columns"]:
         yield f"{base}/col/{name}", chunks.encode_column(_kept(name, report.column(sae, name), latents))
-    pages = [_alone(report, sae, number) for number in latents]
+    pages = []
+    for file, numbers in itertools.groupby(latents, lambda number: number // sae["perChunk"]):
+        chunk = report.json_chunk(f"{base}/latents/{file}")
+        pages += [_alone(chunk, number) for number in numbers]
     for page in pages:
         yield f"{base}/latents/{page['start']}", chunks.encode_json(page)
     peers = {peer for page in pages for peer in _named(page["latents"][0])}
@@ -111,9 +115,8 @@ def _kept(name: str, values: np.ndarray, latents: list[int]) -> np.ndarray:
     return kept
 
 
-def _alone(report: FinishedReport, sae: dict[str, Any], number: int) -> dict[str, Any]:
-    """A file of latents that holds one, with the tokens that it uses."""
-    chunk = report.json_chunk(f"data/{sae['key']}/latents/{number // sae['perChunk']}")
+def _alone(chunk: dict[str, Any], number: int) -> dict[str, Any]:
+    """One latent of a file of latents as a file of its own, with the tokens that it uses."""
     latent = chunk["latents"][number - chunk["start"]]
     numbers: dict[int, int] = {}
 
