@@ -100,6 +100,15 @@ def _reading(folder: Path, act: np.ndarray) -> Iterator[Row]:
         with mock.patch("xxhash.xxh3_64_hexdigest", side_effect=lambda _: next(recorded)):
             direct()
 
+    def from_disk(read: Callable[[], None]) -> Callable[[], None]:
+        def call() -> None:
+            descriptor = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+            read()
+
+        return call
+
     def by_pyarrow() -> None:
         with pq.ParquetFile(path) as file:
             for group in range(file.metadata.num_row_groups):
@@ -109,5 +118,7 @@ def _reading(folder: Path, act: np.ndarray) -> Iterator[Row]:
     megabytes = act.nbytes / 1e6
     what = "direct read into a reused buffer, xxh3 checked / raw read"
     yield compare(what, direct, raw, megabytes, "MB", n_pairs=N_PAIRS)
+    what = "  not from the page cache but from the disk / raw read"
+    yield compare(what, from_disk(direct), from_disk(raw), megabytes, "MB", n_pairs=N_PAIRS)
     yield compare("  without the check / raw read", unchecked, raw, megabytes, "MB", n_pairs=N_PAIRS)
     yield compare("  read by pyarrow into the same buffer / raw read", by_pyarrow, raw, megabytes, "MB", n_pairs=3)
