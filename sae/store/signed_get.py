@@ -43,7 +43,10 @@ MAX_RETRY_AFTER_SECONDS = 60
 
 _EXPIRED_STATUS = {400, 401, 403}
 """Answers to an address or a token that is no longer valid; to what is forbidden, too."""
+_ELSEWHERE_STATUS = {301, 307, 400}
+"""Answers to an address of another region, among others."""
 _CODE = re.compile(rb"<Code>(\w+)</Code>")
+_REGION = re.compile(rb"<Region>([\w-]+)</Region>")
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
@@ -102,7 +105,7 @@ class SignedGets:
         self._idle: list[tuple[object, http.client.HTTPConnection]] = []
         self._tls: ssl.SSLContext | None = None
         self._signing, self._lending = threading.Lock(), threading.Lock()
-        self._has_warned = False
+        self._is_refused = False
 
     def get(self, piece: Piece, stopped: threading.Event) -> bool:
         """One attempt at what is missing of a piece; ends early, with AgainError, when `stopped` is set.
@@ -111,7 +114,7 @@ class SignedGets:
         Raises: AgainError; StoreError or TransientError as Storage.read_bytes.
         """
         address = self._address(piece.path)
-        if address.is_proxied:
+        if address.is_proxied or self._is_refused:
             return copy_range(self._storage, piece.rest)
         with self._response(address, piece) as response:
             if response.status == 206:
@@ -131,8 +134,8 @@ class SignedGets:
             piece.is_renewed = True
             raise AgainError(answer)
         filled = copy_range(self._storage, piece.rest)
-        if not self._has_warned:
-            self._has_warned = True
+        if not self._is_refused:
+            self._is_refused = True
             logger.warning("%s: %s to a signed address; read through s3fs, slower", self._storage.uri(), answer)
         return filled
 
@@ -169,7 +172,12 @@ class SignedGets:
         code = b"".join(_CODE.findall(text)[:1]).decode() or response.reason
         after = response.headers.get("Retry-After", "")
         seconds = min(int(after), MAX_RETRY_AFTER_SECONDS) if after.isdecimal() else 0
-        return f"S3 answered {response.status} {code}", seconds
+        answer = f"S3 answered {response.status} {code}"
+        # botocore signs for the region it was told, wherever s3fs has found the bucket since.
+        region = response.headers.get("x-amz-bucket-region") or b"".join(_REGION.findall(text)[:1]).decode()
+        if region and response.status in _ELSEWHERE_STATUS:
+            answer += f" (the bucket is in {region}: set AWS_DEFAULT_REGION)"
+        return answer, seconds
 
     def _address(self, path: str) -> _Address:
         with self._signing:

@@ -97,7 +97,7 @@ class ReadAhead:
     def take(self) -> tuple[Run, HeldWindow]:
         """The next run, and its window to be given back.
 
-        Raises: as RowGroupReader.read_into, if reading it did; IndexError after the last run.
+        Raises: as RowGroupReader.read_many, if reading it did; IndexError after the last run.
         """
         self._plan()
         run, window = self._planned.popleft()
@@ -163,12 +163,13 @@ class ReadAhead:
             for first in range(0, len(window.rows), len(buffers)):
                 if self._stopping.is_set():
                     raise StopRequested("the loader is being closed")
-                for i in range(first, min(first + len(buffers), len(window.rows))):
-                    n_rows = int(window.rows[i])
-                    rows = buffers[i - first, :n_rows]
-                    reader.read_into(int(window.parts[i]), int(window.groups[i]), rows)
-                    target[place[done : done + n_rows]] = rows.view(row)[:, 0]
-                    done += n_rows
+                chosen = range(first, min(first + len(buffers), len(window.rows)))
+                blocks = [buffers[i - first, : int(window.rows[i])] for i in chosen]
+                places = [(int(window.parts[i]), int(window.groups[i])) for i in chosen]
+                reader.read_many([(part, group, block) for (part, group), block in zip(places, blocks, strict=True)])
+                for block in blocks:
+                    target[place[done : done + len(block)]] = block.view(row)[:, 0]
+                    done += len(block)
         finally:
             self._readers.put((reader, buffers))
         stored = memory.view(torch.from_numpy(buffers[:0]).dtype).view(window.n_rows, self._snapshot.d_in)

@@ -201,6 +201,8 @@ class _Hop(http.server.BaseHTTPRequestHandler):
         self.send_response_only(int(status))
         if retry_after:
             self.send_header("Retry-After", retry_after)
+        if status == "301":
+            self.send_header("x-amz-bucket-region", "eu-north-1")
         self.send_header("Content-Type", "application/xml")
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()

@@ -1,6 +1,7 @@
 """Batches come in the order's order, from any cursor, with any sizes, divided over any number of ranks."""
 
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from sae.store.loader import Loader, open_loader
 from sae.store.order import Cursor, Epoch, RowGroups, ShuffleConfig
 from sae.store.reader import RowGroupReader
 from tests.conftest import MakeSnapshot
+
+Requests = Sequence[tuple[int, int, np.ndarray]]
 
 
 def numbered_parts(sizes: list[int], d_in: int = 3) -> list[np.ndarray]:
@@ -239,13 +242,13 @@ def test_closing_does_not_wait_for_whole_windows(
     snapshot = make_snapshot(storage, numbered_parts([400]), row_group_rows=2)
     reading, go_on, n_read = threading.Event(), threading.Event(), 0
 
-    def slow(self: RowGroupReader, part: int, group: int, out: np.ndarray) -> None:
+    def slow(self: RowGroupReader, requests: Requests) -> None:
         nonlocal n_read
-        n_read += 1
+        n_read += len(requests)
         reading.set()
         assert go_on.wait(30)
 
-    monkeypatch.setattr(RowGroupReader, "read_into", slow)
+    monkeypatch.setattr(RowGroupReader, "read_many", slow)
     loader = open_loader(storage, snapshot, 8, 0, shuffle=ShuffleConfig(n_streams=1, window_row_groups=100))
 
     def call() -> None:
@@ -277,14 +280,14 @@ def test_an_error_in_what_is_read_ahead_comes_in_its_batch_and_the_cursor_stays_
     groups = RowGroups.of(snapshot.row_groups)
     first = first_batch_that_needs(1, 11, Epoch(groups, 16, 0, 0, shuffle.sizes(groups, 12)))
     assert first > 0
-    read_into = RowGroupReader.read_into
+    read_many = RowGroupReader.read_many
 
-    def failing(self: RowGroupReader, part: int, group: int, out: np.ndarray) -> None:
-        if (part, group) == (1, 11):
+    def failing(self: RowGroupReader, requests: Requests) -> None:
+        if any((part, group) == (1, 11) for part, group, _ in requests):
             raise error
-        read_into(self, part, group, out)
+        read_many(self, requests)
 
-    monkeypatch.setattr(RowGroupReader, "read_into", failing)
+    monkeypatch.setattr(RowGroupReader, "read_many", failing)
     loader = open_loader(storage, snapshot, 16, 0, shuffle=shuffle)
     got = [numbers(next(loader)) for _ in range(first)]
     with pytest.raises(type(error)) as raised:
@@ -309,13 +312,13 @@ def test_waiting_for_rows_is_counted(
     storage: Storage, make_snapshot: MakeSnapshot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     snapshot = make_snapshot(storage, numbered_parts([64]), row_group_rows=8)
-    read_into, seconds = RowGroupReader.read_into, 0.05
+    read_many, seconds = RowGroupReader.read_many, 0.05
 
-    def slow(self: RowGroupReader, part: int, group: int, out: np.ndarray) -> None:
+    def slow(self: RowGroupReader, requests: Requests) -> None:
         threading.Event().wait(seconds)
-        read_into(self, part, group, out)
+        read_many(self, requests)
 
-    monkeypatch.setattr(RowGroupReader, "read_into", slow)
+    monkeypatch.setattr(RowGroupReader, "read_many", slow)
     loader = open_loader(storage, snapshot, 8, 0)
     assert loader.waited_seconds == 0
     next(loader)

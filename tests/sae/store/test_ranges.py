@@ -290,9 +290,18 @@ def test_what_a_signed_address_is_refused_s3fs_may_read(
 ) -> None:
     storage = Storage(s3_root)
     (path, data), *_ = fill(storage, 1).items()
-    hop.fault = on("GET", path, "301 PermanentRedirect", "")
-    assert read(storage, (path, 3, 10)) == [data[3:10]]
-    assert "301 PermanentRedirect to a signed address; read through s3fs" in caplog.text
+    hop.fault = on("GET", path, "301 PermanentRedirect")
+    hop.seen.clear()
+    reader = HttpRanges(storage)
+    for start in (3, 5):
+        assert reader.read([Range(path, start, memoryview(buffer := bytearray(10)))]) == [True]
+        assert buffer == data[start : start + 10]
+    reader.close()
+    assert [request.range for request in hop.seen] == ["3-12", "3-12", "5-14"]
+    assert (
+        caplog.text.count("(the bucket is in eu-north-1: set AWS_DEFAULT_REGION) to a signed address; read through")
+        == 1
+    )
 
 
 def test_an_endpoint_that_serves_no_ranges_is_refused(s3_root: str, hop: Network) -> None:
