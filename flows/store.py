@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae.errors import ConfigError, StoreError
+from flows.store_address import open_root, parse_address, read_targets, records_of
+from sae.errors import ConfigError
 
 if TYPE_CHECKING:
     from sae.store.filesystem import Storage
@@ -23,17 +24,35 @@ def add_store_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     store = commands.add_parser("store", help="the stored artefacts: info, verify, gc, repair, export")
     kinds = store.add_subparsers(dest="store_command", required=True, metavar="COMMAND")
 
-    info = kinds.add_parser("info", help="what a root holds: sizes, parts, what is made from what")
+    def add(name: str, text: str, more: str) -> argparse.ArgumentParser:
+        command = kinds.add_parser(name, help=text, description=f"{text}. {more}")
+        command.add_argument("--root", metavar="URI", help=f"where artefacts are kept (default: {DEFAULT_ROOT})")
+        return command
+
+    info = add(
+        "info",
+        "what a root holds: sizes, parts, what is made from what",
+        "Listings and the artefacts' own records are read, no part and no file.",
+    )
     info.add_argument(
         "ref", nargs="?", metavar="REF", help="one artefact, stage/fingerprint, with its lineage both ways"
     )
     info.add_argument("--json", action="store_true", help="print one JSON document")
 
-    verify = kinds.add_parser("verify", help="read every byte and compare it with the records")
+    verify = add(
+        "verify",
+        "read every byte and compare it with the records",
+        "Prints a line for every problem; the exit code is 1 when there is one.",
+    )
     verify.add_argument("refs", nargs="*", metavar="REF", help="artefacts; a snapshot with all its parts")
     verify.add_argument("--all", action="store_true", help="everything in the root")
 
-    gc = kinds.add_parser("gc", help="list what no record names and nobody writes; delete it with --delete")
+    gc = add(
+        "gc",
+        "list what no record names and nobody writes; delete it with --delete",
+        "That is: files without a record, checkpoints of finished artefacts, staging folders of dead processes, torn "
+        "S3 uploads. What a running writer has put and not yet recorded stays his.",
+    )
     gc.add_argument("--delete", action="store_true", help="delete what would else be listed")
     gc.add_argument(
         "--grace",
@@ -44,7 +63,12 @@ def add_store_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     )
     gc.add_argument("--damaged-records", action="store_true", help="also damaged records that were set aside")
 
-    repair = kinds.add_parser("repair", help="verify what a config made, and compute again what is damaged")
+    repair = add(
+        "repair",
+        "verify what a config made, and compute again what is damaged",
+        "The recorded bytes come back under their names, or nothing changes. The config's stages that hold damage are "
+        "run, so what else they lack is made as well.",
+    )
     repair.add_argument("config", metavar="RECIPE|FILE", help="the config it was made with")
     repair.add_argument("refs", nargs="*", metavar="REF", help="only these artefacts or parts")
     repair.add_argument(
@@ -52,7 +76,11 @@ def add_store_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     )
     repair.add_argument("--verbose", action="store_true", help="show Prefect's and third-party logs")
 
-    export = kinds.add_parser("export", help="activations as one file for other tools")
+    export = add(
+        "export",
+        "activations as one file for other tools",
+        "Rows come in the store's order; inside a part they are permuted. A file that is there is whole.",
+    )
     export.add_argument("source", metavar="REF|RECIPE|FILE", help="a snapshot, activations/fingerprint, or a config")
     export.add_argument("destination", type=Path, metavar="DEST", help="a local file")
     export.add_argument("--format", choices=("npy", "safetensors", "parquet"), required=True)
@@ -61,8 +89,6 @@ def add_store_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     export.add_argument("--rows", type=_count, metavar="N", help="the first N rows of the store (default: all)")
     export.add_argument("--dtype", choices=("float16", "float32"), help="default: as stored; Parquet: float32")
     export.add_argument("--force", action="store_true", help="replace DEST")
-    for each in (info, verify, gc, repair, export):
-        each.add_argument("--root", metavar="URI", help=f"where artefacts are kept (default: {DEFAULT_ROOT})")
 
 
 def run_store(options: argparse.Namespace) -> int:
@@ -79,8 +105,8 @@ def _info(options: argparse.Namespace) -> int:
     from sae.store.info import read_info
     from tasks.progress import show_progress
 
-    root, targets = _targets(options.root, [options.ref] if options.ref else [])
-    storage = _open(root or DEFAULT_ROOT)
+    root, targets = read_targets(options.root, [options.ref] if options.ref else [])
+    storage = open_root(root or DEFAULT_ROOT)
     with show_progress("listing") as progress:
         info = read_info(storage, progress)
     if not targets:
@@ -99,9 +125,9 @@ def _verify(options: argparse.Namespace) -> int:
 
     if bool(options.refs) == options.all:
         raise ConfigError("store verify: name artefacts, or say --all to read everything in the root")
-    root, named = _targets(options.root, options.refs)
-    storage = _open(root or DEFAULT_ROOT)
-    targets = all_targets(storage) if options.all else _records_of(storage, named)
+    root, named = read_targets(options.root, options.refs)
+    storage = open_root(root or DEFAULT_ROOT)
+    targets = all_targets(storage) if options.all else records_of(storage, named)
     problems = _print_problems(storage, targets)
     return FAILURE if problems else 0
 
@@ -111,7 +137,7 @@ def _gc(options: argparse.Namespace) -> int:
     from sae.store.collect import delete_garbage, find_garbage
     from tasks.progress import show_progress
 
-    storage = _open(options.root or DEFAULT_ROOT)
+    storage = open_root(options.root or DEFAULT_ROOT)
     n_deleted = n_kept = n_bytes = 0
     with show_progress("gc") as progress:
         found = find_garbage(storage, options.grace * 3600, damaged_records=options.damaged_records, progress=progress)
@@ -139,15 +165,15 @@ def _repair(options: argparse.Namespace) -> int:
     from sae.plan import make_plan
     from sae.store.verify import Target
 
-    root, named = _targets(options.root, options.refs)
+    root, named = read_targets(options.root, options.refs)
     config = load_config(options.config, options.settings, root)
-    storage = _open(config.execution.root)
+    storage = open_root(config.execution.root)
     plan = make_plan(config)
     planned = {spec.ref for spec in plan.specs()}
     for target in named:
         if target.ref not in planned:
             raise ConfigError(f"{target}: {options.config} does not make it. Name the config that it was made with.")
-    targets = _records_of(storage, named) if named else plan_targets(storage, plan)
+    targets = records_of(storage, named) if named else plan_targets(storage, plan)
     targets = [target for target in targets if target.ref in planned]
     if not targets:
         raise ConfigError(f"root {storage.root!r} has no artefact of {options.config}. Check --root and the config.")
@@ -190,11 +216,11 @@ def _snapshot_of(options: argparse.Namespace) -> "tuple[Storage, str]":
     """The snapshot that `export` names. Raises: ConfigError when it names none that is there."""
     from sae.store.records import read_record
 
-    if _address(options.source) is not None:
+    if parse_address(options.source) is not None:
         if options.hook_point:
             raise ConfigError(f"{options.source}: a snapshot has one hook point; --hook-point is for configs")
-        root, (target,) = _targets(options.root, [options.source])
-        ref, storage = target.ref, _open(root or DEFAULT_ROOT)
+        root, (target,) = read_targets(options.root, [options.source])
+        ref, storage = target.ref, open_root(root or DEFAULT_ROOT)
     else:
         from flows.settings import load_config
         from sae.plan import make_plan
@@ -207,56 +233,12 @@ def _snapshot_of(options: argparse.Namespace) -> "tuple[Storage, str]":
         snapshots = make_plan(config).snapshots
         if place not in snapshots:
             raise ConfigError(f"--split {options.split}: {options.source} holds nothing out")
-        ref, storage = snapshots[place].ref, _open(config.execution.root)
+        ref, storage = snapshots[place].ref, open_root(config.execution.root)
     if not ref.startswith("activations/"):
         raise ConfigError(f"{ref}: only snapshots of activations can be exported (activations/fingerprint)")
     if read_record(storage, ref) is None:
         raise ConfigError(f"{storage.uri(ref)}: not there, or not finished. `sae-pipeline store info` lists what is.")
     return storage, ref
-
-
-def _address(text: str) -> "tuple[str, str, int | None] | None":
-    """Root (may be empty), address and part that a text names; None when it names no artefact."""
-    from flows.show import ADDRESS
-
-    match = ADDRESS.match(text)
-    return (match["root"], match["ref"], int(match["part"]) if match["part"] else None) if match else None
-
-
-def _targets(root: str | None, refs: list[str]) -> "tuple[str | None, list[Target]]":
-    """The root (None: nobody names one), and what the addresses name in it; an address may begin with its root.
-
-    Raises: ConfigError when one is no address, or they name several roots.
-    """
-    from sae.store.filesystem import Storage
-    from sae.store.verify import Target
-
-    found, roots = [], {Storage(root).root: root} if root else {}
-    for text in refs:
-        address = _address(text)
-        if address is None:
-            raise ConfigError(
-                f"{text}: not an artefact's address. Write stage/fingerprint, as `sae-pipeline store info` lists them."
-            )
-        if address[0]:
-            roots[Storage(address[0]).root] = address[0]
-        found.append(Target(address[1], address[2]))
-    if len(roots) > 1:
-        raise ConfigError(f"several roots: {', '.join(roots.values())}. Give one.")
-    return next(iter(roots.values()), None), found
-
-
-def _records_of(storage: "Storage", named: "list[Target]") -> "list[Target]":
-    """Every commit record of some artefacts. Raises: StoreError when one has none."""
-    from sae.store.verify import targets_of
-
-    found: list[Target] = []
-    for target in named:
-        mine = targets_of(storage, target.ref) if target.part is None else [target]
-        if not mine:
-            raise StoreError(f"{storage.uri(target.ref)}: not there, or never finished. Nothing to verify.")
-        found += mine
-    return list(dict.fromkeys(found))
 
 
 def _print_problems(storage: "Storage", targets: "list[Target]") -> "list[Problem]":
@@ -276,16 +258,6 @@ def _print_problems(storage: "Storage", targets: "list[Target]") -> "list[Proble
     found = f"{len(problems)} problems" if problems else "all as recorded"
     print(f"{len(targets)} records, {n_files} files, {readable(n_bytes)}: {found}")
     return problems
-
-
-def _open(root: str) -> "Storage":
-    """The root. Raises: ConfigError when there is none."""
-    from sae.store.filesystem import Storage
-
-    storage = Storage(root)
-    if storage.is_local and not Path(storage.full("")).is_dir():
-        raise ConfigError(f"root {root!r}: no such folder. Choose another with --root.")
-    return storage
 
 
 def _find(info: "StoreInfo", ref: str) -> "ArtefactInfo":

@@ -8,7 +8,6 @@ by an exception still commits a truncated object. Files are finished in a local 
 import contextlib
 import copy
 import os
-import re
 import shutil
 import tempfile
 import uuid
@@ -22,9 +21,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from sae.errors import ConfigError, PipelineError
 from sae.store import layout, local
+from sae.store.address import protocol_of
 from sae.store.staging import find_abandoned, private_folder
-
-PROTOCOLS = ("file", "s3", "memory")
 
 
 class StoredFile(NamedTuple):
@@ -50,7 +48,7 @@ class Storage:
     """
 
     def __init__(self, root: str) -> None:
-        self.protocol = _protocol(root)
+        self.protocol = protocol_of(root)
         if "://" in root:
             root = f"{self.protocol}://{root.split('://', 1)[1]}"
         self._failures: tuple[type[Exception], ...] = (OSError,)
@@ -360,32 +358,6 @@ class Storage:
     def _scratch(self) -> Path:
         """Where unfinished files lie."""
         return Path(self.full(layout.STAGING)) if self.is_local else Path(tempfile.gettempdir())
-
-
-def _protocol(root: str) -> str:
-    """The protocol of a root. Raises: ConfigError when it cannot be used; no credentials are repeated in it."""
-    if "://" not in root:
-        if slip := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)", root):
-            raise ConfigError(f"root {slip[0]}...: an address begins with {slip[1].lower()}:// (two slashes)")
-        return "file"
-    protocol, rest = root.split("://", 1)
-    protocol = protocol.lower()
-    if protocol not in PROTOCOLS:
-        raise ConfigError(
-            f"root {protocol}://...: {protocol}:// has no exclusive create here, so a crash or a second run could "
-            f"corrupt stored data. Use a local folder, s3:// or (in one process) memory://."
-        )
-    if protocol == "s3":
-        bucket = rest.split("/", 1)[0]
-        if "@" in bucket or (":" in bucket and not bucket.startswith("arn:")) or "?" in rest:
-            raise ConfigError(
-                "root s3://...: an address holds a bucket and a prefix, never credentials or options (they would "
-                "end up in records and logs). Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, and "
-                "AWS_ENDPOINT_URL, in the environment."
-            )
-        if not bucket:
-            raise ConfigError("root s3://...: it names no bucket. Write s3://bucket/prefix.")
-    return protocol
 
 
 def _is_hidden(name: str) -> bool:

@@ -151,8 +151,8 @@ def _facts(record: Record) -> dict[str, Any]:
     }
     stage = record.ref.partition("/")[0]
     if stage == "parts":
-        facts |= {"n_parts_planned": metrics["n_parts"], "split": spec["split"], "dtype": spec["dtype"]}
-        facts["hook_point"] = spec.get("hook_point")
+        facts |= {name: spec.get(name) for name in ("hook_point", "split", "dtype")}
+        facts["n_parts_planned"] = metrics["n_parts"]
     if stage == "activations":
         facts |= {"n_rows": metrics["n_rows"], "dtype": metrics["dtype"]}
         facts["rms_norm"] = math.sqrt(metrics["mean_sq_norm"])
