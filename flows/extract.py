@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from prefect import flow
 
+from flows.remix import remix
 from flows.repair import Outcomes, run_repairing
 from flows.run import Run
 from flows.stages import Stage
@@ -74,6 +75,8 @@ def _activations(run: Run, plan: Plan) -> None:
             _extract_parts(run, plan, places)
         for place in places:
             run.do("activations", tasks.commit_snapshot, [plan.snapshots[place]])
+    for hook_point, (spec, snapshot) in plan.remixed.items():
+        remix(run, hook_point, spec, snapshot)
 
 
 def _extract_parts(run: Run, plan: Plan, places: list[Place]) -> None:
@@ -128,4 +131,7 @@ def _activations_line(run: Run, plan: Plan) -> str:
     for (hook_point, split), spec in plan.snapshots.items():
         metrics = require_record(run.storage, spec.ref).metrics
         lines.append(f"{hook_point} {split}: {metrics['n_rows']:,} x {metrics['d_in']}, parts: {metrics['n_parts']}")
+        if split == "train" and hook_point in plan.remixed:
+            n_parts = require_record(run.storage, plan.remixed[hook_point][1].ref).metrics["n_parts"]
+            lines[-1] += f", remixed: {n_parts}"
     return "; ".join(lines)

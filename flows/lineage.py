@@ -99,6 +99,8 @@ def describe(record: Record) -> str:
             return f"{train:,} training and {heldout:,} held-out tokens in contexts of {spec['context_tokens']}"
         case "parts" | "activations" if "hook_point" in spec:
             return f"{spec['hook_point']}, {spec['split']}, {spec['dtype']}"
+        case "parts" if isinstance(spec.get("source"), str):
+            return f"the rows of {spec['source']}, mixed over all parts"
         case "saes":
             sae = config["sae"]
             sparsity = f"k={sae['k']}" if "k" in sae else f"l1={sae['l1_coefficient']}"

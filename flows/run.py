@@ -23,7 +23,7 @@ from sae.errors import ConfigError, StoreError
 from sae.plan import ExecutionConfig
 from sae.store.checkpoints import remove_checkpoints
 from sae.store.filesystem import Storage
-from tasks.caching import Job, is_stored
+from tasks.caching import Job, has_all_parts, is_stored
 from tasks.process import accept_work, stop_workers
 from tasks.progress import show_progress
 from tasks.results import result_storage
@@ -93,6 +93,11 @@ class Run:
     def wants(self, stage: Stage) -> bool:
         """Whether tasks of this stage are submitted at all."""
         return self._only in (None, stage)
+
+    def has_all_parts(self, stage: Stage, spec: Spec) -> bool:
+        """Whether the store holds a part set with all its parts, and none of them is to be computed again."""
+        recompute = stage in self._refreshed or self.is_to_repair(spec.ref, None)
+        return not recompute and is_stored(self.storage, [spec]) and has_all_parts(self.storage, spec.ref)
 
     def submit(
         self,

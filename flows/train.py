@@ -26,6 +26,7 @@ def train(
     def go(repair: tuple[str, ...], outcomes: Outcomes) -> None:
         with Run(config.execution, only, refresh, repair, outcomes) as run:
             raise_if_missing(run.storage, list(plan.snapshots.values()), "the train flow")
+            raise_if_missing(run.storage, [snapshot for _, snapshot in plan.remixed.values()], "the train flow")
             for each in (plan, plan.control):
                 if each is not None and run.wants("sae"):
                     _train(run, each, "" if each is plan else " (control on the untrained subject)")

@@ -13,6 +13,7 @@ from sae.extract.config import (
     GivenActivations,
     GivenPartsSpec,
     PartsSpec,
+    RemixSpec,
     SegmentSpec,
     Source,
     Split,
@@ -50,6 +51,9 @@ class Plan:
     parts: dict[Place, tuple[AnyPartsSpec, ...]] = field(default_factory=dict)
     """One part set per segment."""
     snapshots: dict[Place, SnapshotSpec] = field(default_factory=dict)
+    remixed: dict[str, tuple[RemixSpec, SnapshotSpec]] = field(default_factory=dict)
+    """By hook point, when it is asked for: the training rows once more, mixed over all parts. Only training reads them:
+    what joins rows with their text wants the parts that were extracted, each of a run of contexts."""
     saes: tuple[SAESpec, ...] = ()
     evaluations: tuple[EvaluationSpec, ...] = ()
     statistics: tuple[StatisticsSpec, ...] = ()
@@ -69,6 +73,8 @@ class Plan:
         for place, part_sets in self.parts.items():
             yield from part_sets
             yield self.snapshots[place]
+        for remix, snapshot in self.remixed.values():
+            yield from (remix, snapshot)
         yield from self.saes
         yield from self.evaluations
         yield from self.statistics
@@ -181,7 +187,24 @@ def _with_parts(plan: Plan, activations: ActivationsConfig, hook_points: tuple[s
             parts[hook_point, split] = part_sets
             refs = tuple(spec.ref for spec in part_sets)
             snapshots[hook_point, split] = SnapshotSpec(parts=refs, n_tokens=n_tokens)
-    return replace(plan, parts=parts, snapshots=snapshots)
+    return _with_remix(replace(plan, parts=parts, snapshots=snapshots), activations)
+
+
+def _with_remix(plan: Plan, activations: ActivationsConfig | GivenActivations) -> Plan:
+    """Add the remixed training rows of every hook point, when they are asked for."""
+    if activations.remix is None:
+        return plan
+    remixed = {}
+    for (name, split), source in plan.snapshots.items():
+        if split == "train":
+            spec = RemixSpec(
+                source=source.ref,
+                part_bytes=activations.remix.part_bytes or activations.part_bytes,
+                row_group_bytes=activations.row_group_bytes,
+                seed=plan.config.seed,
+            )
+            remixed[name] = spec, SnapshotSpec(parts=(spec.ref,), n_tokens=None)
+    return replace(plan, remixed=remixed)
 
 
 def _plan_given(config: PipelineConfig) -> Plan:
@@ -205,7 +228,7 @@ def _plan_given(config: PipelineConfig) -> Plan:
             )
             parts[name, split] = (spec,)
             snapshots[name, split] = SnapshotSpec(parts=(spec.ref,), n_tokens=None)
-    return Plan(config, parts=parts, snapshots=snapshots)
+    return _with_remix(Plan(config, parts=parts, snapshots=snapshots), given)
 
 
 def _with_saes(plan: Plan, configs: tuple[TrainConfig, ...]) -> Plan:
@@ -216,8 +239,9 @@ def _with_saes(plan: Plan, configs: tuple[TrainConfig, ...]) -> Plan:
         train = config.trained_on(train)
         hook_point = train.hook_point
         assert hook_point
-        heldout = plan.snapshots.get((hook_point, "heldout"))
-        sae = SAESpec(config=train, snapshot=plan.snapshots[hook_point, "train"].ref, order_seed=config.seed)
+        extracted, heldout = plan.snapshots[hook_point, "train"], plan.snapshots.get((hook_point, "heldout"))
+        _, read = plan.remixed.get(hook_point, (None, extracted))
+        sae = SAESpec(config=train, snapshot=read.ref, order_seed=config.seed)
         saes.append(sae)
         tokens = tuple(spec.ref for spec in plan.tokens)
         subject = plan.subject.ref if plan.subject else None
@@ -227,7 +251,7 @@ def _with_saes(plan: Plan, configs: tuple[TrainConfig, ...]) -> Plan:
                 config=EvaluationConfig.model_validate(config.evaluation.model_dump() | {"untrained": None}),
                 sae=sae.ref,
                 architecture=train.sae,
-                train_snapshot=sae.snapshot,
+                train_snapshot=extracted.ref,
                 heldout_snapshot=heldout.ref if heldout else None,
                 tokens=tokens,
                 subject=subject,

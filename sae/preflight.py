@@ -20,6 +20,7 @@ from sae.store import layout
 from sae.store.encoding import stored_dtype
 from sae.store.filesystem import Storage
 from sae.store.records import read_record, require_record
+from sae.store.snapshot import SnapshotSpec
 from sae.subject.config import EmbeddedLM
 from sae.subject.preflight import TRAINING_BYTES, check_subject
 
@@ -207,7 +208,7 @@ def _check_text(plan: Plan) -> None:
 
 
 def check_training_memory(plan: Plan, sizes: dict[Place, Size]) -> None:
-    """Raises: ConfigError when SAEs that train side by side cannot fit into memory."""
+    """Raises: ConfigError when SAEs that train side by side, or parts that are remixed, cannot fit into memory."""
     together: dict[tuple[str, int], tuple[int, list[str]]] = {}
     for index, spec in enumerate(plan.saes):
         train, sae = spec.config, spec.config.sae
@@ -220,6 +221,12 @@ def check_training_memory(plan: Plan, sizes: dict[Place, Size]) -> None:
     for n_bytes, names in together.values():
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more, trained side by side," if len(names) > 3 else "")
         check_fits(n_bytes, f"{shown}: training", "Lower d_sae, or train fewer at once.")
+    n_tasks = plan.config.execution.max_workers
+    for name, (remix, _) in plan.remixed.items():
+        size = sizes.get((name, "train"))
+        n_bytes = _rows_and_bytes(size, plan.snapshots[name, "train"])[1] if size else 0
+        what = f"activations.remix.part_bytes: {readable(remix.part_bytes)} for each of {n_tasks} tasks"
+        check_fits(min(n_bytes, n_tasks * remix.part_bytes), what, "Lower it, or execution.max_workers.")
 
 
 def check_disk(plan: Plan, sizes: dict[Place, Size]) -> None:
@@ -234,8 +241,7 @@ def check_disk(plan: Plan, sizes: dict[Place, Size]) -> None:
             size = sizes.get(place)
             if size is None or not size.n_rows or not size.d_in or _is_stored(storage, snapshot.ref):
                 continue
-            n_rows = min(size.n_rows, snapshot.n_tokens or size.n_rows)
-            n_bytes = n_rows * (size.d_in * size.itemsize + IDENTITY_BYTES)
+            n_rows, n_bytes = _rows_and_bytes(size, snapshot)
             for spec in each.parts[place]:
                 done = sum(name.startswith("part-") and name.endswith(".json") for name in storage.list(spec.ref))
                 n_bytes -= done * spec.part_bytes
@@ -247,12 +253,34 @@ def check_disk(plan: Plan, sizes: dict[Place, Size]) -> None:
         if size and size.d_in and not _is_stored(storage, sae.ref):
             # Weights, and beside them a checkpoint with Adam's moments.
             needed += 4 * 4 * 2 * sae.config.sae.d_sae * size.d_in
+    needed += _remix_bytes(plan, storage, sizes)
     if needed > free:
         raise ConfigError(
             f"root {storage.root!r} has {readable(free)} free, the run needs about {readable(needed)}"
             f"{f' ({readable(largest[0])} for {largest[1]})' if largest[0] else ''}. Free some, lower "
             f"activations.n_tokens, or choose another with --root."
         )
+
+
+def _remix_bytes(plan: Plan, storage: Storage, sizes: dict[Place, Size]) -> int:
+    """What remixes still take: another copy of the training rows each and, while one is made, a third."""
+    copies = [0]
+    for each in [plan] + ([plan.control] if plan.control else []):
+        for name, (_, remixed) in each.remixed.items():
+            source, size = each.snapshots[name, "train"], sizes.get((name, "train"))
+            if _is_stored(storage, remixed.ref):
+                continue
+            if _is_stored(storage, source.ref):
+                copies.append(int(require_record(storage, source.ref).metrics["n_bytes"]))
+            elif size is not None:
+                copies.append(_rows_and_bytes(size, source)[1])
+    return sum(copies) + max(copies)
+
+
+def _rows_and_bytes(size: Size, snapshot: SnapshotSpec) -> tuple[int, int]:
+    """About how much a snapshot of activations of this size holds; 0 when it is not known."""
+    n_rows = min(size.n_rows or 0, snapshot.n_tokens or size.n_rows or 0)
+    return n_rows, n_rows * ((size.d_in or 0) * size.itemsize + IDENTITY_BYTES)
 
 
 def _most_tokens(plan: Plan, split: Split) -> int | None:

@@ -56,7 +56,7 @@ TASK_OPTIONS: dict[str, Any] = {
 def is_stored(storage: Storage, specs: Sequence[Spec], part: int | None = None, n_parts: int = 1) -> bool:
     """Whether every artefact (or those parts of it) is committed, and its files are there with the recorded sizes."""
     return all(
-        is_intact(storage, spec.ref, number) and _has_parts(storage, spec)
+        is_intact(storage, spec.ref, number) and (not spec.parts_at_once or has_all_parts(storage, spec.ref))
         for spec in specs
         for number in _numbers(part, n_parts)
     )
@@ -66,11 +66,10 @@ def _numbers(part: int | None, n_parts: int) -> Sequence[int | None]:
     return [None] if part is None else range(part, part + n_parts)
 
 
-def _has_parts(storage: Storage, spec: Spec) -> bool:
-    if not spec.parts_at_once:
-        return True
-    n_parts = int(require_record(storage, spec.ref).metrics["n_parts"])
-    return bool(finished_parts(storage, spec.ref, n_parts).all())
+def has_all_parts(storage: Storage, ref: str) -> bool:
+    """Whether all parts are stored of a part set whose record is there."""
+    n_parts = int(require_record(storage, ref).metrics["n_parts"])
+    return bool(finished_parts(storage, ref, n_parts).all())
 
 
 def produce(

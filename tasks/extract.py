@@ -4,8 +4,16 @@ from collections.abc import Sequence
 
 from prefect import task
 
-from sae.extract import corpus, given, tokens
-from sae.extract.config import GivenPartsSpec, PartsSpec, SegmentSpec, Source, TokensSpec
+from sae.extract import corpus, given, remix, tokens
+from sae.extract.config import (
+    DealtPartsSpec,
+    GivenPartsSpec,
+    PartsSpec,
+    RemixSpec,
+    SegmentSpec,
+    Source,
+    TokensSpec,
+)
 from sae.extract.part_group import extract_group
 from sae.store import snapshot
 from sae.store.snapshot import SnapshotSpec
@@ -69,3 +77,27 @@ def import_activations(spec: GivenPartsSpec, job: Job) -> list[str]:
 def commit_snapshot(spec: SnapshotSpec, job: Job) -> list[str]:
     """Freeze the list of finished parts that training reads."""
     return produce(job, [spec], snapshot.commit_snapshot, {"spec": spec})
+
+
+@task(task_run_name="deal-part-{part:05d}", **TASK_OPTIONS)
+def deal_part(spec: DealtPartsSpec, part: int, job: Job) -> list[str]:
+    """Deal the rows of one part to the buckets of a remix."""
+    return produce(job, [spec], remix.deal_part, {"spec": spec, "part": part}, part=part)
+
+
+@task(task_run_name="finish-dealing-{spec.fingerprint}", **TASK_OPTIONS)
+def finish_dealing(spec: DealtPartsSpec, job: Job) -> list[str]:
+    """List the dealt parts, for the buckets to be read from."""
+    return produce(job, [spec, remix.dealt_snapshot(spec.remix)], remix.finish_dealing, {"spec": spec})
+
+
+@task(task_run_name="gather-part-{part:05d}", **TASK_OPTIONS)
+def gather_part(spec: RemixSpec, part: int, job: Job) -> list[str]:
+    """Put one bucket together, mix it and write it as a part."""
+    return produce(job, [spec], remix.gather_part, {"spec": spec, "part": part}, part=part)
+
+
+@task(task_run_name="finish-remix-{spec.fingerprint}", **TASK_OPTIONS)
+def finish_remix(spec: RemixSpec, job: Job) -> list[str]:
+    """Count the rows of a remix against those that were dealt, and commit it."""
+    return produce(job, [spec], remix.finish_remix, {"spec": spec})

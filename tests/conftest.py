@@ -70,6 +70,14 @@ def memory_storage() -> Iterator[Storage]:
     storage.fs.store.clear()
 
 
+@pytest.fixture(params=["disk", "memory", "s3"])
+def any_storage(request: pytest.FixtureRequest) -> Storage:
+    """A fresh root of every kind that we support."""
+    if request.param == "s3":
+        return Storage(request.getfixturevalue("s3_root"))
+    return request.getfixturevalue("storage" if request.param == "disk" else "memory_storage")
+
+
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """The URL of an S3 endpoint in a process of its own (moto), which dies with the tests."""

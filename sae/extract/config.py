@@ -61,6 +61,17 @@ class CorpusConfig(FrozenConfig):
     """Share of the documents, chosen by a hash of their names, that no training sees."""
 
 
+class RemixConfig(FrozenConfig):
+    """A second shuffle of the training rows, over all parts: any stretch of what is stored is then a random sample.
+
+    It reads and writes everything twice, keeps a second copy of the training rows, and needs room for a third while it
+    works. See docs/remix.md: the shuffle at reading seldom leaves anything to gain.
+    """
+
+    part_bytes: int | None = Field(None, gt=0, le=MAX_PART_BYTES)
+    """Bytes of vectors in a remixed part, at most; one is mixed in memory at a time. None: as extracted."""
+
+
 class ActivationsConfig(FrozenConfig):
     """Which activations are read from the model, and how they are stored."""
 
@@ -80,6 +91,8 @@ class ActivationsConfig(FrozenConfig):
     """Contexts per forward pass. Part of the identity: another batch gives other bits."""
     keep_special: bool = False
     """Keep the activations at special tokens (BOS, EOS). Padding is always dropped; both are counted."""
+    remix: RemixConfig | None = None
+    """Mix the training rows over all parts once more. None: they lie as they were extracted, mixed within parts."""
 
 
 class InlineSource(FrozenConfig):
@@ -136,6 +149,7 @@ class GivenActivations(FrozenConfig):
     dtype: Literal["float16", "float32"] = "float32"
     part_bytes: int = Field(64 << 20, gt=0, le=MAX_PART_BYTES)
     row_group_bytes: int = Field(4 << 20, gt=0, le=MAX_ROW_GROUP_BYTES)
+    remix: RemixConfig | None = None
 
 
 def _activations_kind(value: Any) -> str:
@@ -212,3 +226,30 @@ class GivenPartsSpec(Spec):
     part_bytes: int
     row_group_bytes: int
     seed: int
+
+
+class RemixSpec(Spec):
+    """The rows of a snapshot as other parts, each a random sample of all of them. Part k is a pure function of this."""
+
+    stage: ClassVar[str] = "parts"
+    code_version: ClassVar[int] = 1
+
+    source: Ref
+    """The snapshot."""
+    part_bytes: int
+    row_group_bytes: int
+    seed: int
+
+
+class DealtPartsSpec(Spec):
+    """Work in progress of a remix: each part of its source with the rows grouped by the part they go to."""
+
+    stage: ClassVar[str] = "parts"
+    code_version: ClassVar[int] = 1
+
+    remix: RemixSpec
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Those of the remix."""
+        return self.remix.inputs

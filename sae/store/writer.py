@@ -7,7 +7,7 @@ are written as they lie in memory, without a copy, while another thread computes
 
 import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -67,7 +67,7 @@ def write_part(
     pos: np.ndarray,
     token: np.ndarray,
     *,
-    row_group_rows: int,
+    row_group_rows: int | Sequence[int],
     encoding: Encoding,
 ) -> PartLayout:
     """Write one part. The same rows give the same bytes.
@@ -76,7 +76,7 @@ def write_part(
         path: a local file in a staging folder; it must not exist.
         act: stored values, in the order they are stored. [rows, d_in] of `stored_dtype`
         seq, pos, token: identity of every row: context, position, token id. [rows] int32
-        row_group_rows: rows per row group; the last one may be shorter.
+        row_group_rows: rows per row group, the last one may be shorter; or the rows of every row group.
         encoding: what the stored values mean.
 
     Returns: where the rows of each row group lie, with their hashes.
@@ -95,8 +95,7 @@ def write_part(
         end = len(pages.MAGIC)
         with ThreadPoolExecutor(1, thread_name_prefix="checksums") as checksums:
             unfinished: deque[_Unfinished] = deque()
-            for start in range(0, n_rows, row_group_rows):
-                rows = slice(start, start + row_group_rows)
+            for rows in _row_groups(n_rows, row_group_rows):
                 block = np.ascontiguousarray(act[rows])
                 identity = np.ascontiguousarray(np.stack([seq[rows], pos[rows], token[rows]]), "<i4")
                 unfinished.append(_write_values(descriptor, end, block, identity, encoding.dtype, checksums))
@@ -108,6 +107,18 @@ def write_part(
     finally:
         os.close(descriptor)
     return PartLayout(n_rows=n_rows, d_in=d_in, encoding=encoding, row_groups=tuple(group for group, _ in finished))
+
+
+def _row_groups(n_rows: int, row_group_rows: int | Sequence[int]) -> Iterator[slice]:
+    """The rows of every row group. Raises: ValueError when those given are not all rows."""
+    if isinstance(row_group_rows, int):
+        row_group_rows = [min(row_group_rows, n_rows - start) for start in range(0, n_rows, row_group_rows)]
+    if sum(row_group_rows) != n_rows:
+        raise ValueError(f"row groups of {sum(row_group_rows)} rows in all, but there are {n_rows}")
+    start = 0
+    for size in row_group_rows:
+        yield slice(start, start + size)
+        start += size
 
 
 class _Unfinished(NamedTuple):

@@ -1,6 +1,7 @@
 """`make bench`: speeds as ratios of two things measured in turn in this process; medians, with their spread.
 
-python -m tests.benchmarks [store] [extraction] [loading] [mixing] [remote] [training] [statistics] [report] [overhead]
+python -m tests.benchmarks [store] [extraction] [loading] [mixing] [remix] [remote] [training] [statistics] [report]
+[overhead]
 """
 
 import sys
@@ -14,6 +15,7 @@ from tests.benchmarks.extraction import extraction
 from tests.benchmarks.loading import loading
 from tests.benchmarks.mixing import mixing
 from tests.benchmarks.overhead import overhead
+from tests.benchmarks.remix import remix
 from tests.benchmarks.remote import remote
 from tests.benchmarks.report import report
 from tests.benchmarks.statistics import statistics
@@ -26,6 +28,7 @@ BENCHMARKS: dict[str, Callable[[Path], Iterator[Row]]] = {
     "extraction": extraction,
     "loading": loading,
     "mixing": mixing,
+    "remix": remix,
     "remote": remote,
     "training": training,
     "statistics": statistics,
