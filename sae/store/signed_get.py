@@ -277,6 +277,6 @@ def _failures(uri: str) -> Iterator[None]:
             f"in AWS_CA_BUNDLE."
         ) from err
     except TimeoutError as err:
-        raise AgainError(f"nothing came for {STALL_SECONDS} s") from err
+        raise AgainError("nothing came in time") from err
     except (OSError, http.client.HTTPException) as err:
         raise AgainError(str(err) or type(err).__name__) from err

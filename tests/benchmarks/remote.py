@@ -3,7 +3,8 @@
 The endpoint is `object_server.py`, not the one of the tests: it sends files from the page cache, so that the client is
 what is measured, and its kernel keeps the latency and the rate of every stream. The first rows compare with the formula
 n * s / (L + s / r) for n streams that read ranges of s bytes, until the client's or the server's CPU is the limit; the
-others compare CPU seconds of this process, for the same ranges of the same objects as fast as they come.
+next compare CPU seconds of this process, for the same ranges of the same objects as fast as they come; the last read
+through the tests' network while it misbehaves.
 """
 
 import contextlib
@@ -24,11 +25,13 @@ from sae.store.http_ranges import HttpRanges
 from sae.store.ranges import Range
 from tests.benchmarks.object_server import object_server
 from tests.benchmarks.timing import Row
+from tests.sae.store.network import READING, Network, lottery, network
 
 LATENCY, STREAM_RATE = 0.03, 80_000_000
 N_STREAMS = (1, 2, 4, 8, 16, 32)
 RANGE_BYTES, RANGES_PER_STREAM = 8 << 20, 4
 FAST_RANGE_BYTES, FAST_STREAMS = 32 << 20, 16
+FAULTY_RANGE_BYTES, N_FAULTY_RANGES = 1 << 18, 256
 N_OBJECTS, OBJECT_BYTES = 4, 128 << 20
 N_PAIRS = 3
 
@@ -44,6 +47,8 @@ def remote(folder: Path) -> Iterator[Row]:
             yield _streams(folder, n_streams)
     with object_server(folder) as url, _environment(url):
         yield from _costs(url)
+    with object_server(folder) as url, network(url) as hop, _environment(hop.url):
+        yield from _faults(folder, hop)
 
 
 def _streams(folder: Path, n_streams: int) -> Row:
@@ -56,9 +61,7 @@ def _streams(folder: Path, n_streams: int) -> Row:
         assert all(reader.read(ranges))
         rates.append(len(ranges) * RANGE_BYTES / (time.perf_counter() - started))
     reader.close()
-    for path, offset, buffer in ranges:
-        stored = np.fromfile(folder / "bucket" / path, np.uint8, len(buffer), offset=offset)
-        assert xxhash.xxh3_64_intdigest(buffer) == xxhash.xxh3_64_intdigest(stored)
+    _check(folder, ranges)
     limit = n_streams * RANGE_BYTES / (LATENCY + RANGE_BYTES / STREAM_RATE)
     return Row(
         f"S3 through 30 ms and 80 MB/s: {n_streams} streams / formula",
@@ -102,6 +105,36 @@ def _costs(url: str) -> Iterator[Row]:
                     tuple(b[column] / a[column] for a, b in zip(ours, theirs, strict=True)),
                 )
     reader.close()
+
+
+def _faults(folder: Path, hop: Network) -> Iterator[Row]:
+    """What faults on a tenth of the requests cost; the bytes are compared with those written."""
+    reader = HttpRanges(Storage("s3://bucket"))
+    ranges = _ranges(N_FAULTY_RANGES, FAULTY_RANGE_BYTES)
+    for kind in (*(kind for kind in READING if kind != "flip"), "silent"):
+        seconds = []
+        for fault in ("", kind):
+            hop.fault = lottery(0, 0.1, [fault])
+            hop.faults.clear()
+            seconds.append(_measured(lambda: reader.read(ranges))[1])
+            _check(folder, ranges)
+            for _, _, buffer in ranges:
+                buffer[:] = bytes(len(buffer))
+        calm, stormy = seconds
+        n_mb = N_FAULTY_RANGES * FAULTY_RANGE_BYTES / 1e6
+        yield Row(
+            f"S3, {kind} on {hop.faults[kind]} of {hop.faults.total()} requests / on none",
+            f"{n_mb / stormy:,.0f} MB/s",
+            f"{n_mb / calm:,.0f} MB/s",
+            (calm / stormy,),
+        )
+    reader.close()
+
+
+def _check(folder: Path, ranges: list[Range]) -> None:
+    for path, offset, buffer in ranges:
+        stored = np.fromfile(folder / "bucket" / path, np.uint8, len(buffer), offset=offset)
+        assert xxhash.xxh3_64_intdigest(buffer) == xxhash.xxh3_64_intdigest(stored)
 
 
 def _ranges(n_ranges: int, n_bytes: int) -> list[Range]:

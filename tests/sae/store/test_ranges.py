@@ -14,11 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from sae.errors import DamagedError, StoreError, TransientError
 from sae.store import http_ranges, s3, signed_get
 from sae.store.filesystem import Storage
 from sae.store.http_ranges import HttpRanges
+from sae.store.loader import open_loader
 from sae.store.ranges import MAX_OPEN_FILES, LocalRanges, Range, open_ranges
 from sae.store.reader import READ_AHEAD, RowGroupReader, iter_rows
 from sae.store.signed_get import AgainError, Piece, SignedGets
@@ -399,6 +401,24 @@ def test_rows_come_back_through_every_fault(
     blocks = [(block.act.copy(), block.seq) for block in iter_rows(Storage(s3_root), snapshot)]
     assert np.array_equal(np.concatenate([act for act, _ in blocks]), np.concatenate(parts))
     assert np.array_equal(np.concatenate([seq for _, seq in blocks]), np.arange(621))
+    assert sum(hop.faults[kind] > 0 for kind in READING) >= 4
+
+
+def test_shuffled_batches_are_the_same_through_every_fault(
+    s3_root: str,
+    hop: Network,
+    snapshot: Snapshot,
+    storage: Storage,
+    make_snapshot: MakeSnapshot,
+    parts: list[np.ndarray],
+) -> None:
+    on_disk = make_snapshot(storage, parts, row_group_rows=20)
+    hop.fault = lottery(5, 0.1, READING)
+    loaders = [open_loader(Storage(s3_root), snapshot, 48, seed=1), open_loader(storage, on_disk, 48, seed=1)]
+    for _ in range(2 * loaders[0].batches_per_epoch):
+        assert torch.equal(next(loaders[0]), next(loaders[1]))
+    for loader in loaders:
+        loader.close()
     assert sum(hop.faults[kind] > 0 for kind in READING) >= 4
 
 
