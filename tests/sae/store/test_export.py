@@ -14,6 +14,7 @@ import safetensors.numpy
 
 from sae.errors import ConfigError, DamagedError, InputError
 from sae.store import export
+from sae.store.encoding import Dtype
 from sae.store.export import export_snapshot
 from sae.store.filesystem import Storage
 from sae.store.reader import RowBlock, iter_rows
@@ -91,6 +92,22 @@ def test_the_same_rows_give_the_same_bytes(
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     if format == "parquet":
         assert pq.ParquetFile(tmp_path / "a").num_row_groups > 1
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "float16"])
+def test_encoded_vectors_are_written_as_their_values(
+    dtype: Dtype, format: str, storage: Storage, make_snapshot: MakeSnapshot, tmp_path: Path
+) -> None:
+    """float16: the second part is stored divided by a power of two."""
+    rng = np.random.default_rng(0)
+    parts = [(scale * rng.standard_normal((70, 5))).astype(np.float32) for scale in (1, 2e4)]
+    snapshot = make_snapshot(storage, parts, dtype=dtype)
+    export_snapshot(storage, snapshot, tmp_path / f"rows.{format}", format, dtype="float32")
+    found, stored = read(tmp_path / f"rows.{format}")["act"], rows_of(storage, snapshot)["act"]
+    assert np.array_equal(found, stored)
+    for start, part in ((0, parts[0]), (70, parts[1])):
+        assert np.allclose(found[start : start + 70], part, atol=0.01 * np.abs(part).max())
 
 
 @pytest.mark.parametrize("n_rows", [1, 2, 3])
