@@ -9,12 +9,12 @@ from sae.errors import ConfigError
 
 if TYPE_CHECKING:
     from sae.estimate import PlaceEstimate, TrainEstimate
+    from sae.estimate_remix import RemixEstimate
     from sae.plan import Plan
     from sae.probe import StorageSpeed
     from sae.store.filesystem import Storage
 
 DOES_NOT_FIT = 1
-NOT_COUNTED = "tokenization, evaluation with its controls, statistics and report are not counted"
 
 
 def add_plan_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -45,6 +45,7 @@ def run_plan(options: argparse.Namespace) -> int:
 
     Raises: ConfigError, InputError as the run would.
     """
+    from flows.plan_table import plan_lines
     from flows.settings import load_config
     from sae.plan import make_plan
     from sae.preflight import check_batches, check_root, plan_sizes
@@ -67,7 +68,7 @@ def run_plan(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(found))
     else:
-        print("\n".join(_lines(found)))
+        print("\n".join(plan_lines(found)))
     for problem in found["does_not_fit"]:
         print(f"sae-pipeline: does not fit: {problem}", file=sys.stderr)
     return DOES_NOT_FIT if found["does_not_fit"] else 0
@@ -75,12 +76,18 @@ def run_plan(options: argparse.Namespace) -> int:
 
 def _figures(plan: "Plan", storage: "Storage", sizes: Any, prices: dict[str, float]) -> dict[str, Any]:
     from sae import estimate
+    from sae.estimate_remix import estimate_remixes
     from sae.memory import machine_bytes
     from sae.preflight import check_disk, check_training_memory
 
     places = estimate.estimate_places(plan, storage, sizes)
     training = estimate.estimate_training(plan, storage, places)
+    remixes = estimate_remixes(plan, storage, places)
     requests = estimate.count_requests(plan, places, training)
+    requests = estimate.Requests(
+        requests.puts + sum(each.requests.puts for each in remixes),
+        requests.gets + sum(each.requests.gets for each in remixes),
+    )
     problems: list[str] = []
     for check in (
         lambda: check_training_memory(plan, sizes),
@@ -95,7 +102,7 @@ def _figures(plan: "Plan", storage: "Storage", sizes: Any, prices: dict[str, flo
     probes: dict[str, Any] = {}
     seconds: dict[str, float] = {}
     if not problems:  # what does not fit is not probed
-        probes, seconds, model_bytes = _probe(plan, storage, places, training)
+        probes, seconds, model_bytes = _probe(plan, storage, places, training, remixes)
         try:
             estimate.check_memory(plan, places, model_bytes)
         except ConfigError as err:
@@ -103,16 +110,22 @@ def _figures(plan: "Plan", storage: "Storage", sizes: Any, prices: dict[str, flo
     rho = (probes.get("forward") or {}).get("rho") or {}
     variances = {
         each.index: estimate.batch_variance(
-            plan, _trained_on(places, each), plan.saes[each.index].config.batch_rows, rho[each.hook_point]
+            plan,
+            _trained_on(places, each),
+            plan.saes[each.index].config.batch_rows,
+            0.0 if each.hook_point in plan.remixed else rho[each.hook_point],  # remixed, parts are random samples
         )
         for each in training
         if each.hook_point in rho
     }
     hours = sum(seconds.values()) / 3600
-    cost = estimate.cost(sum(p.n_bytes for p in places), requests, hours, prices, on_bucket=storage.protocol == "s3")
+    n_bytes = sum(p.n_bytes for p in places) + sum(r.n_bytes for r in remixes)
+    cost = estimate.cost(n_bytes, requests, hours, prices, on_bucket=storage.protocol == "s3")
     return {
         "root": storage.root,
         "activations": [place.model_dump() for place in places],
+        "remixes": [each.model_dump() for each in remixes],
+        "stored_bytes": n_bytes,
         "saes": [each.model_dump() for each in training],
         "requests": requests._asdict(),
         "memory": {
@@ -133,7 +146,11 @@ def _figures(plan: "Plan", storage: "Storage", sizes: Any, prices: dict[str, flo
 
 
 def _probe(
-    plan: "Plan", storage: "Storage", places: "list[PlaceEstimate]", training: "list[TrainEstimate]"
+    plan: "Plan",
+    storage: "Storage",
+    places: "list[PlaceEstimate]",
+    training: "list[TrainEstimate]",
+    remixes: "list[RemixEstimate]",
 ) -> tuple[dict[str, Any], dict[str, float], int]:
     """What was measured, the seconds that follow for each stage, and the model's bytes."""
     from sae import probe
@@ -164,6 +181,9 @@ def _probe(
         if steps:
             probes["sae_step_seconds"] = steps
     seconds["extraction"] = _extraction_seconds(places, speed, probes.get("forward", {}).get("tokens_per_second"))
+    if any(not each.done for each in remixes):
+        copies = 2 * sum(each.n_bytes for each in remixes if not each.done)
+        seconds["remix"] = copies / speed.write_bytes_per_second + copies / speed.read_bytes_per_second
     seconds["training"] = _training_seconds(plan, places, training, steps, speed)
     return probes, seconds, model_bytes
 
@@ -201,80 +221,6 @@ def _training_seconds(
 
 def _trained_on(places: "list[PlaceEstimate]", sae: "TrainEstimate") -> "PlaceEstimate":
     return next(p for p in places if (p.hook_point, p.split, p.control) == (sae.hook_point, "train", False))
-
-
-def _lines(found: dict[str, Any]) -> list[str]:
-    from sae.memory import readable
-
-    places, memory, cost, probes = (found[name] for name in ("activations", "memory", "cost", "probes"))
-    lines = [f"root        {found['root']}", ""]
-    for p in places:
-        about = "" if p["counted"] else "about "
-        done = f", {p['n_parts_done']:,} of them there" if p["n_parts_done"] else ""
-        lines.append(
-            f"{'control' if p['control'] else p['split']:<11} {p['hook_point']}: {about}{p['n_rows']:,} x {p['d_in']} "
-            f"{p['dtype']}, {readable(p['n_bytes'])}, parts: {p['n_parts']:,}{done}, row groups: {p['n_row_groups']:,}"
-        )
-    for t in found["saes"]:
-        state = "in the store" if t["done"] else f"{t['n_steps']:,} steps, epochs: {t['epochs']:.3g}"
-        lines.append(f"{'saes.' + str(t['index']):<11} d_sae {t['d_sae']:,} on {t['n_rows']:,} rows: {state}")
-    free = "" if found["free_bytes"] is None else f", {readable(found['free_bytes'])} free there"
-    lines += [
-        "",
-        f"stored      {readable(sum(p['n_bytes'] for p in places))} of activations{free}",
-        f"requests    {found['requests']['puts']:,} that write or list, {found['requests']['gets']:,} that read "
-        f"(on a bucket; without retries)",
-        f"memory      extraction {readable(memory['extraction'])}, windows of the loader "
-        f"{readable(memory['windows'])}, of {readable(memory['machine'])}",
-    ]
-    if probes:
-        lines += ["", *_probe_lines(probes)]
-        lines += [
-            f"{'shuffle':<11} batch means of saes.{index} vary {value:.2f} times as much as those of independent rows"
-            for index, value in found["batch_variance"].items()
-        ]
-        lines += _time_lines(found)
-    on_bucket = found["root"].startswith("s3://")
-    prices = found["prices"]
-    machine = f"${cost['machine']:,.2f} at ${prices['hour']:g} per hour of this machine" if probes else ""
-    bucket = (
-        f"${cost['storage_per_month']:,.2f} a month for storage, ${cost['requests']:,.2f} for requests"
-        if on_bucket
-        else ""
-    )
-    if text := ", ".join(filter(None, (bucket, machine))):
-        lines.append(f"cost        {text}")
-    return lines
-
-
-def _probe_lines(probes: dict[str, Any]) -> list[str]:
-    from sae.memory import readable
-
-    speed = probes["storage"]
-    text = [
-        f"root writes {readable(int(speed['write_bytes_per_second']))}/s, reads "
-        f"{readable(int(speed['read_bytes_per_second']))}/s, a small read takes {speed['request_seconds'] * 1e3:.2g} ms"
-    ]
-    if forward := probes.get("forward"):
-        text.append(f"forward {forward['tokens_per_second']:,.0f} tokens/s")
-    if "subject_step_seconds" in probes:
-        text.append(f"step of the subject's training {probes['subject_step_seconds'] * 1e3:.3g} ms")
-    for hook_point, rho in ((forward or {}).get("rho") or {}).items():
-        text.append(f"rows of one context correlate by {rho:.2g} at {hook_point}")
-    text += [f"step of saes.{i} {value * 1e3:.3g} ms" for i, value in probes.get("sae_step_seconds", {}).items()]
-    return [f"{'measured' if i == 0 else '':<11} {line}" for i, line in enumerate(text)]
-
-
-def _time_lines(found: dict[str, Any]) -> list[str]:
-    seconds = found["seconds"]
-    stages = ", ".join(f"{stage} {_duration(value)}" for stage, value in seconds.items())
-    return [f"time        {_duration(sum(seconds.values()))} ({stages}; {NOT_COUNTED})"]
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _prices(given: list[str]) -> dict[str, float]:

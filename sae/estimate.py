@@ -123,15 +123,13 @@ def estimate_training(plan: Plan, storage: Storage, places: Sequence[PlaceEstima
 def count_requests(plan: Plan, places: Sequence[PlaceEstimate], training: Sequence[TrainEstimate]) -> Requests:
     """Requests that the rest of the work takes on a bucket, about: retries and everything but activations left out.
 
-    A part: asked for and listed before, uploaded (in pieces when it is large), recorded, listed, and asked for by its
-    snapshot. A row group: read once an epoch by each sweep, and with its identity (a second range) by the statistics of
-    every SAE, by the evaluation where it is held out.
+    A part: `upload_requests`; asked for before, in its commit, and by its snapshot. A row group: read once an epoch by
+    each sweep, and with its identity (a second range) by the statistics of every SAE, by the evaluation where it is
+    held out.
     """
     puts = gets = 0
     for place in places:
-        part_bytes = place.n_bytes / max(place.n_parts, 1)
-        pieces = 1 if part_bytes <= UPLOAD_BYTES else 2 + -(-int(part_bytes) // UPLOAD_BYTES)
-        puts += (place.n_parts - place.n_parts_done) * (pieces + 3)
+        puts += (place.n_parts - place.n_parts_done) * upload_requests(place.n_bytes / max(place.n_parts, 1))
         gets += (place.n_parts - place.n_parts_done) * 3
     sweeps = {(t.hook_point, plan.saes[t.index].config.batch_rows): t.epochs for t in training if not t.done}
     for place in places:
@@ -142,6 +140,11 @@ def count_requests(plan: Plan, places: Sequence[PlaceEstimate], training: Sequen
         gets += round(place.n_row_groups * passes) if place.split == "train" else 0
         gets += 2 * place.n_row_groups * len(here) * (2 if place.split == "heldout" else 1)
     return Requests(puts, gets)
+
+
+def upload_requests(part_bytes: float) -> int:
+    """Requests that store a part: listed before, uploaded (in pieces when it is large), recorded, listed."""
+    return 3 + (1 if part_bytes <= UPLOAD_BYTES else 2 + -(-int(part_bytes) // UPLOAD_BYTES))
 
 
 def extraction_bytes(plan: Plan, places: Sequence[PlaceEstimate], model_bytes: int) -> int:

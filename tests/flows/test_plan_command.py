@@ -16,7 +16,7 @@ from tests.flows.conftest import tiny_config, with_settings
 from tests.flows.models import HOOK_POINTS, save_model
 
 Planned = Callable[..., tuple[int, dict[str, Any], str]]
-GIVEN = {
+GIVEN: dict[str, Any] = {
     "subject": None,
     "corpus": None,
     "activations": {
@@ -133,6 +133,20 @@ def test_a_bucket_costs_what_the_prices_say(config: PipelineConfig, planned: Pla
     assert cost["storage_per_month"] == pytest.approx(place["n_bytes"] / 1e9 * 1e6)
     assert cost["requests"] == pytest.approx(requests["puts"] + requests["gets"] / 1000)
     assert cost["machine"] == 0
+
+
+def test_a_remix_is_a_second_copy(config: PipelineConfig, planned: Planned) -> None:
+    plain = planned(with_settings(config, GIVEN))[1]
+    activations = GIVEN["activations"] | {"remix": {"part_bytes": 600}}
+    code, found, err = planned(with_settings(config, GIVEN | {"activations": activations}))
+    assert code == 0, err
+    (place,), (remix,) = found["activations"], found["remixes"]
+    assert (remix["n_parts"], remix["n_bytes"]) == (2, place["n_bytes"])
+    assert found["stored_bytes"] == 2 * plain["stored_bytes"]
+    # Four parts are dealt and two gathered, from two pieces of each.
+    assert found["requests"]["puts"] - plain["requests"]["puts"] == (4 + 2) * 4
+    assert found["requests"]["gets"] - plain["requests"]["gets"] == 2 * (10 + 4 * 2) + 3 * (4 + 2)
+    assert found["seconds"]["remix"] > 0
 
 
 def test_a_full_disk_is_refused_with_the_setting(
