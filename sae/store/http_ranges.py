@@ -2,10 +2,10 @@
 
 The client of s3fs costs .8 to 2.3 CPU seconds per GB, because every byte passes through its event loop and is copied
 several times; the standard library's, which reads from the socket into the caller's buffer, .2 (`make bench`). With
-TLS it is 1.4 to .7: its records of 16 KiB come one by one.
+TLS it is 1.4 to .8, most of it for deciphering.
 
-A piece is read on from where it broke off, after a pause, until it is complete or ATTEMPTS are used up: within
-ATTEMPTS * STALL_SECONDS + 12 s, unless the endpoint asks for longer pauses (Retry-After).
+A piece is read on from where it broke off, after a pause, until it is complete or ATTEMPTS are used up: when nothing
+comes, after two minutes at most, unless the endpoint asks for longer pauses (Retry-After).
 """
 
 import itertools

@@ -115,6 +115,7 @@ class RowGroupReader:
         self._ranges.close()
 
     def _vectors(self, part: int, group: int, out: np.ndarray) -> "_Wanted":
+        assert out.flags.c_contiguous, "a copy would be filled"
         place = self._snapshot.parts[part].layout.row_groups[group]
         return _Wanted(part, group, "vectors", place.offset, _bytes(out), None, out, place.xxh3, decode_vectors)
 
