@@ -1,6 +1,7 @@
-"""Subject, tokens, then one task per part (or group of parts); the snapshot is committed when all are there."""
+"""Subject, tokens, then a task per run of parts; the snapshot is committed when all are there."""
 
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,17 @@ from flows.repair import Outcomes, run_repairing
 from flows.run import Run
 from flows.stages import Stage
 from sae.config import Spec
+from sae.extract.part_group import WantedParts, share_contexts
 from sae.plan import PipelineConfig, Place, Plan, make_plan
 from sae.preflight import check_plan, check_tokens
-from sae.store.part_sets import finished_parts, groups_of
+from sae.store.part_sets import finished_parts
 from sae.store.records import require_record
 from sae.store.snapshot import parts_wanted
 from sae.subject.config import EmbeddedLMSpec, HFModelSpec
 from tasks import extract as tasks
+
+TASKS_PER_WORKER = 4
+"""Runs of parts for each worker, at least: whoever is done first takes another."""
 
 
 @flow(name="extract", flow_run_name="extract: {config.report.title}", result_serializer="json")
@@ -80,43 +85,39 @@ def _activations(run: Run, plan: Plan) -> None:
 
 
 def _extract_parts(run: Run, plan: Plan, places: list[Place]) -> None:
-    """The parts of several hook points over one split, in as few forward passes as their part sizes allow."""
-    jobs: list[tuple[list[Spec], range]] = []
+    """The parts of several hook points over one split: all that are on the same contexts in the same forward passes."""
+    jobs: list[tuple[list[Spec], list[range]]] = []
     finished: dict[str, np.ndarray] = {}
     for specs in zip(*(plan.parts[place] for place in places), strict=True):  # one entry per segment
         run.do("activations", tasks.plan_parts, specs)
-    wanted = [
-        parts_wanted(
-            [require_record(run.storage, spec.ref) for spec in plan.parts[place]], plan.snapshots[place].n_tokens
-        )
-        for place in places
-    ]
+    records = {place: [require_record(run.storage, spec.ref) for spec in plan.parts[place]] for place in places}
+    wanted = {place: parts_wanted(records[place], plan.snapshots[place].n_tokens) for place in places}
     for segment in range(len(plan.tokens)):
-        # Hook points of one width have equal parts and share their forward passes.
-        alike: dict[tuple[int, int, int], list[Spec]] = {}
-        for place, counts in zip(places, wanted, strict=True):
+        sets = []
+        for place in places:
             spec = plan.parts[place][segment]
-            sizes = require_record(run.storage, spec.ref).metrics
-            n_parts, size = int(sizes["n_parts"]), int(sizes["tokens_per_part"])
-            alike.setdefault((n_parts, counts[segment], size), []).append(spec)
+            sizes = records[place][segment].metrics
+            n_parts = int(sizes["n_parts"])
+            sets.append(WantedParts(int(sizes["contexts_per_part"]), n_parts, wanted[place][segment]))
             finished[spec.ref] = finished_parts(run.storage, spec.ref, n_parts)
-        for (n_parts, count, _), group in alike.items():
-            jobs += [(group, parts) for parts in _part_groups(run, group, n_parts, count)]
+        for shared in share_contexts(sets):
+            together: list[Spec] = [plan.parts[places[index]][segment] for index in shared.sets]
+            for units in shared.runs(TASKS_PER_WORKER * run.execution.max_workers):
+                jobs += _jobs(run, together, units)
     # Runs on other machines may work on the same parts and look whether a part is there before they begin with it.
     # Each in another order, they rarely begin with the same one.
     random.shuffle(jobs)
-    run.fan_out("activations", f"activations, {places[0][1]}", tasks.extract_part, jobs, finished)
+    run.fan_out("activations", f"activations, {places[0][1]}", tasks.extract_parts, jobs, finished)
 
 
-def _part_groups(run: Run, specs: list[Spec], n_parts: int, wanted: int) -> list[range]:
-    """The groups of parts that one task extracts each; where one is to be repaired, its group part by part."""
-    groups: list[range] = []
-    for group in groups_of(n_parts, wanted):
-        if any(run.is_to_repair(spec.ref, part) for spec in specs for part in group):
-            groups += [range(part, part + 1) for part in group]
-        else:
-            groups.append(group)
-    return groups
+def _jobs(run: Run, specs: list[Spec], units: list[list[range]]) -> Iterator[tuple[list[Spec], list[range]]]:
+    """One job for all parts of some units; one for every part when one of them is to be repaired."""
+    runs = [range(first.start, last.stop) for first, last in zip(units[0], units[-1], strict=True)]
+    of_each = [(spec, parts) for spec, parts in zip(specs, runs, strict=True) if parts]
+    if any(run.is_to_repair(spec.ref, part) for spec, parts in of_each for part in parts):
+        yield from (([spec], [range(part, part + 1)]) for spec, parts in of_each for part in parts)
+    else:
+        yield [spec for spec, _ in of_each], [parts for _, parts in of_each]
 
 
 def _tokens_line(run: Run, plan: Plan) -> str:
@@ -130,8 +131,12 @@ def _activations_line(run: Run, plan: Plan) -> str:
     lines = []
     for (hook_point, split), spec in plan.snapshots.items():
         metrics = require_record(run.storage, spec.ref).metrics
-        lines.append(f"{hook_point} {split}: {metrics['n_rows']:,} x {metrics['d_in']}, parts: {metrics['n_parts']}")
+        line = f"{hook_point} {split}: {metrics['n_rows']:,} x {metrics['d_in']}, parts: {metrics['n_parts']}"
+        left_out = {rule: metrics.get(f"n_{rule}", 0) for rule in ("special", "padding", "sink")}
+        if any(left_out.values()):
+            line += f", left out: {', '.join(f'{rule} {n:,}' for rule, n in left_out.items() if n)}"
         if split == "train" and hook_point in plan.remixed:
             n_parts = require_record(run.storage, plan.remixed[hook_point][1].ref).metrics["n_parts"]
-            lines[-1] += f", remixed: {n_parts}"
+            line += f", remixed: {n_parts}"
+        lines.append(line)
     return "; ".join(lines)

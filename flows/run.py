@@ -106,7 +106,7 @@ class Run:
         specs: Sequence[Spec],
         *,
         part: int | None = None,
-        n_parts: int = 1,
+        parts: Sequence[range] | None = None,
         stored: Sequence[bool] | None = None,
         single: bool = True,
         **parameters: Any,
@@ -114,7 +114,8 @@ class Run:
         """Submit a task for these artefacts.
 
         Args:
-            part: of the artefacts; with `n_parts`, the first of so many.
+            part: of the artefacts.
+            parts: for a task that makes many; of each artefact its own.
             stored: of every spec, whether the store has what the task makes; None: it is asked.
             single: it runs alone and gets all cores; otherwise the cores are shared by `max_workers` tasks.
             parameters: what the task takes besides specs, part and job.
@@ -123,21 +124,23 @@ class Run:
         """
         if not self.wants(stage):
             return None
+        of_each: Sequence[Sequence[int | None]] = parts or [[part]] * len(specs)
+        made = list(zip(specs, of_each, strict=True))
         recompute = stage in self._refreshed or any(
-            self.is_to_repair(spec.ref, number)
-            for spec in specs
-            for number in ([None] if part is None else range(part, part + n_parts))
+            self.is_to_repair(spec.ref, number) for spec, numbers in made for number in numbers
         )
         if stored is None:
-            stored = [is_stored(self.storage, [spec], part, n_parts) for spec in specs]
-        for spec, there in zip(specs, stored, strict=True):
+            stored = [all(is_stored(self.storage, [spec], number) for number in numbers) for spec, numbers in made]
+        for (spec, numbers), there in zip(made, stored, strict=True):
             how: Literal["computed", "cached"] = "cached" if there and not recompute else "computed"
-            outcome = Outcome(stage=stage, task=task.name, ref=spec.ref, part=part, n_parts=n_parts, outcome=how)
+            outcome = Outcome(
+                stage=stage, task=task.name, ref=spec.ref, part=numbers[0], n_parts=len(numbers), outcome=how
+            )
             self._outcomes.append(outcome.model_dump())
         if part is not None:
             parameters["part"] = part
-        if n_parts > 1:
-            parameters["n_parts"] = n_parts
+        if parts is not None:
+            parameters["parts"] = [(numbers.start, numbers.stop) for numbers in parts]
         if "specs" in inspect.signature(task.fn).parameters:
             parameters["specs"] = list(specs)
         else:
@@ -174,34 +177,37 @@ class Run:
         stage: Stage,
         title: str,
         task: Task[..., list[str]],
-        jobs: Sequence[tuple[Sequence[Spec], int | range]],
+        jobs: Sequence[tuple[Sequence[Spec], int | Sequence[range]]],
         finished: Mapping[str, np.ndarray] | None = None,
         **parameters: Any,
     ) -> None:
-        """Run a task for every (specs, part or parts), `max_workers` at a time, under one bar.
+        """Run a task for every (specs, part), `max_workers` at a time, under one bar.
 
         Args:
+            jobs: instead of the part, for a task that makes many, each spec's own parts.
             finished: which parts of the artefacts with these addresses the store has, where that is known.
 
         Raises: the first error.
         """
         if not self.wants(stage):
             return
-        n_done, n_parts = 0, sum(1 if isinstance(parts, int) else len(parts) for _, parts in jobs)
+        sizes = [1 if isinstance(some, int) else sum(map(len, some)) for _, some in jobs]
+        n_done, n_parts = 0, sum(sizes)
         in_flight: deque[PrefectFuture[list[str]]] = deque()
         with show_progress(title) as progress:
-            for specs, some in jobs:
+            for (specs, some), size in zip(jobs, sizes, strict=True):
                 if len(in_flight) >= self.execution.max_workers:
                     in_flight.popleft().result()
                 progress(n_done, n_parts, "parts")
-                parts = range(some, some + 1) if isinstance(some, int) else some
-                stored = [bool(finished[spec.ref][parts].all()) for spec in specs] if finished else None
-                future = self.submit(
-                    stage, task, specs, part=parts[0], n_parts=len(parts), stored=stored, single=False, **parameters
-                )
+                made: dict[str, Any] = {"part": some} if isinstance(some, int) else {"parts": some}
+                of_each = [range(some, some + 1)] * len(specs) if isinstance(some, int) else some
+                stored = None
+                if finished is not None:
+                    stored = [bool(finished[spec.ref][each].all()) for spec, each in zip(specs, of_each, strict=True)]
+                future = self.submit(stage, task, specs, stored=stored, single=False, **made, **parameters)
                 assert future is not None
                 in_flight.append(future)
-                n_done += len(parts)
+                n_done += size
             for future in in_flight:
                 future.result()
             progress(n_parts, n_parts, "parts")

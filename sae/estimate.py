@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 from sae.config import FrozenConfig
 from sae.errors import ConfigError
-from sae.extract.config import ActivationsConfig, GivenPartsSpec, PartsSpec
+from sae.extract.config import ActivationsConfig, GivenPartsSpec
+from sae.extract.filling import BUFFERS
+from sae.extract.part import contexts_per_part
 from sae.memory import machine_bytes, readable
 from sae.plan import Place, Plan
 from sae.preflight import BYTES_PER_TOKEN, IDENTITY_BYTES, Size, text_bytes
@@ -153,7 +155,7 @@ def extraction_bytes(plan: Plan, places: Sequence[PlaceEstimate], model_bytes: i
     if plan.subject is None:
         return 0
     parts = max(
-        sum(p.part_rows * (p.d_in * stored_dtype(p.dtype).itemsize + IDENTITY_BYTES) for p in places if _goes(p, split))
+        sum(p.part_rows * (p.d_in * BUFFERS[p.dtype].itemsize + IDENTITY_BYTES) for p in places if _goes(p, split))
         for split in ("train", "heldout")
     )
     return plan.config.execution.max_workers * (model_bytes + 2 * parts)
@@ -221,11 +223,6 @@ def cost(n_bytes: int, requests: Requests, hours: float, prices: Mapping[str, fl
         requests=(requests.puts * prices["put"] + requests.gets * prices["get"]) / 1000 if on_bucket else 0.0,
         machine=hours * prices["hour"],
     )
-
-
-def contexts_per_part(spec: PartsSpec, context_tokens: int, d_in: int) -> int:
-    """How many contexts `sae.extract.part.plan_parts` will put into a part."""
-    return max(1, spec.part_bytes // (context_tokens * d_in * stored_dtype(spec.dtype).itemsize))
 
 
 def _estimate_place(plan: Plan, place: Place, storage: Storage, size: Size | None, *, control: bool) -> PlaceEstimate:

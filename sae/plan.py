@@ -180,6 +180,7 @@ def _with_parts(plan: Plan, activations: ActivationsConfig, hook_points: tuple[s
                     row_group_bytes=activations.row_group_bytes,
                     batch_contexts=activations.batch_contexts,
                     keep_special=activations.keep_special,
+                    max_norm_multiple=activations.max_norm_multiple,
                     seed=plan.config.seed,
                 )
                 for tokens in plan.tokens

@@ -35,12 +35,10 @@ class Job(FrozenConfig):
 
 
 def fingerprint_key(context: Any, parameters: dict[str, Any]) -> str:
-    """Prefect's `cache_key_fn`: task name, root, specs and part; never attempts, threads or times."""
+    """Prefect's `cache_key_fn`: task name, root, specs and parts; never attempts, threads or times."""
     specs = parameters.get("specs") or [parameters["spec"]]
     root = Storage(parameters["job"].root).root  # `runs` and its absolute path are one root
-    identity = [root, [spec.ref for spec in specs], parameters.get("part")]
-    if (n_parts := parameters.get("n_parts", 1)) > 1:
-        identity.append(n_parts)
+    identity = [root, [spec.ref for spec in specs], parameters.get("part"), parameters.get("parts")]
     return f"{context.task.name}-{digest(identity)}"
 
 
@@ -53,17 +51,12 @@ TASK_OPTIONS: dict[str, Any] = {
 """What every task shares. Results are small JSON: the URIs of commit records."""
 
 
-def is_stored(storage: Storage, specs: Sequence[Spec], part: int | None = None, n_parts: int = 1) -> bool:
-    """Whether every artefact (or those parts of it) is committed, and its files are there with the recorded sizes."""
+def is_stored(storage: Storage, specs: Sequence[Spec], part: int | None = None) -> bool:
+    """Whether every artefact (or that part of it) is committed, and its files are there with the recorded sizes."""
     return all(
-        is_intact(storage, spec.ref, number) and (not spec.parts_at_once or has_all_parts(storage, spec.ref))
+        is_intact(storage, spec.ref, part) and (not spec.parts_at_once or has_all_parts(storage, spec.ref))
         for spec in specs
-        for number in _numbers(part, n_parts)
     )
-
-
-def _numbers(part: int | None, n_parts: int) -> Sequence[int | None]:
-    return [None] if part is None else range(part, part + n_parts)
 
 
 def has_all_parts(storage: Storage, ref: str) -> bool:
@@ -79,20 +72,23 @@ def produce(
     arguments: dict[str, Any],
     *,
     part: int | None = None,
-    n_parts: int = 1,
+    parts: Sequence[range] | None = None,
     bar: str | None = None,
 ) -> list[str]:
     """Call `function(storage, **arguments)` in a worker process unless the store holds its artefacts already.
 
     Args:
         function: makes and commits the artefacts of `specs`.
-        part: for work on one part of the artefacts, or on `n_parts` parts from this one on.
+        part: for work on one part of the artefacts.
+        parts: for work on many; of each artefact its own.
         bar: title of the progress bar; None shows none.
 
     Returns: the URIs of the commit records.
     """
     storage = Storage(job.root)
-    if job.recompute or not is_stored(storage, specs, part, n_parts):
+    of_each: Sequence[Sequence[int | None]] = parts or [[part]] * len(specs)
+    made = [(spec, number) for spec, numbers in zip(specs, of_each, strict=True) for number in numbers]
+    if job.recompute or not all(is_stored(storage, [spec], number) for spec, number in made):
         with show_progress(bar) if bar else contextlib.nullcontext(silent) as progress:
             run_in_worker(
                 function,
@@ -102,5 +98,4 @@ def produce(
                 limit_seconds=job.limit_seconds,
                 progress=progress,
             )
-    numbers = _numbers(part, n_parts)
-    return [storage.uri(layout.record_path(spec.ref, number)) for spec in specs for number in numbers]
+    return [storage.uri(layout.record_path(spec.ref, number)) for spec, number in made]

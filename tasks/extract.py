@@ -60,11 +60,11 @@ def plan_parts(specs: Sequence[PartsSpec], job: Job) -> list[str]:
     return produce(job, specs, calls.plan_parts, {"specs": list(specs)})
 
 
-@task(task_run_name="extract-part-{part:05d}", **TASK_OPTIONS)
-def extract_part(specs: Sequence[PartsSpec], part: int, job: Job, n_parts: int = 1) -> list[str]:
-    """Run the model over one part's contexts, or those of `n_parts` parts; write the parts of every hook point."""
-    arguments = {"specs": list(specs), "parts": [part, part + n_parts], "recompute": job.recompute}
-    return produce(job, specs, extract_group, arguments, part=part, n_parts=n_parts)
+@task(task_run_name="extract-parts-{parts[0][0]:05d}", **TASK_OPTIONS)
+def extract_parts(specs: Sequence[PartsSpec], parts: Sequence[tuple[int, int]], job: Job) -> list[str]:
+    """Run the model over some contexts; write the parts [first, stop) that every hook point has of them."""
+    arguments = {"specs": list(specs), "parts": list(parts), "recompute": job.recompute}
+    return produce(job, specs, extract_group, arguments, parts=[range(*each) for each in parts])
 
 
 @task(task_run_name="import-activations-{spec.fingerprint}", **TASK_OPTIONS)

@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from sae.config import FrozenConfig, Ref, Spec
+from sae.store.encoding import Dtype
 
 Split = Literal["train", "heldout"]
 
@@ -82,15 +83,24 @@ class ActivationsConfig(FrozenConfig):
     """Training tokens to extract, rounded up to whole parts. None: all."""
     n_heldout_tokens: int | None = Field(200_000, gt=0)
     """Held-out tokens to extract, rounded up to whole parts. None: all."""
-    dtype: Literal["float16"] = "float16"
+    dtype: Dtype = "float16"
+    """float16 is right for nearly all: where values exceed 32752, a part records a power of two that they are divided
+    by. bfloat16 for those of a bfloat16 model as they are; int8 takes half the room, with a scale per dimension."""
     part_bytes: int = Field(64 << 20, gt=0, le=MAX_PART_BYTES)
-    """Bytes of vectors in a part, the unit of work and of repair. 1 GiB for large stores."""
+    """Bytes of vectors in a part, the unit of work and of repair: at most so many, in a power of two of batches, and at
+    least one batch. 1 GiB for large stores."""
     row_group_bytes: int = Field(4 << 20, gt=0, le=MAX_ROW_GROUP_BYTES)
     """Bytes of vectors in a row group, the unit of reading. 32 MiB for large stores."""
     batch_contexts: int = Field(32, gt=0)
     """Contexts per forward pass. Part of the identity: another batch gives other bits."""
-    keep_special: bool = False
-    """Keep the activations at special tokens (BOS, EOS). Padding is always dropped; both are counted."""
+    keep_special: bool | tuple[str, ...] = False
+    """Whether activations at special tokens are stored: none, all, or at those named, by role (`bos`, `eos`, `sep`,
+    `cls`, `mask`) or as they are spelled (`<|im_start|>`). Padding never is; what is left out is counted."""
+    max_norm_multiple: float | None = Field(10.0, ge=2, allow_inf_nan=False)
+    """Rows whose norm is more than so many times the median norm of their part are left out and counted: attention
+    sinks. Contexts are packed, so most begin in the middle of a document, and their first token takes the place that
+    BOS has in training: models put a norm tens of times the usual there, which would rule the mean, the input scale and
+    the loss of an SAE. Where there are none (in the embedded model) nothing is left out. None: all rows are stored."""
     remix: RemixConfig | None = None
     """Mix the training rows over all parts once more. None: they lie as they were extracted, mixed within parts."""
 
@@ -146,7 +156,7 @@ class GivenActivations(FrozenConfig):
     """Name -> source. The name takes the place of the hook point."""
     heldout_fraction: float = Field(0.0, ge=0, lt=1)
     """Share of the rows, from the end, kept for evaluation. 0: evaluated on the training rows, and said so."""
-    dtype: Literal["float16", "float32"] = "float32"
+    dtype: Dtype = "float32"
     part_bytes: int = Field(64 << 20, gt=0, le=MAX_PART_BYTES)
     row_group_bytes: int = Field(4 << 20, gt=0, le=MAX_ROW_GROUP_BYTES)
     remix: RemixConfig | None = None
@@ -196,17 +206,18 @@ class PartsSpec(Spec):
     """The parts of one hook point over one split of one segment. Part k is a pure function of this and k."""
 
     stage: ClassVar[str] = "parts"
-    code_version: ClassVar[int] = 2
+    code_version: ClassVar[int] = 3
 
     tokens: Ref
     subject: Ref
     split: Split
     hook_point: str
-    dtype: str
+    dtype: Dtype
     part_bytes: int
     row_group_bytes: int
     batch_contexts: int
-    keep_special: bool
+    keep_special: bool | tuple[str, ...]
+    max_norm_multiple: float | None = None
     seed: int
 
 
@@ -222,7 +233,7 @@ class GivenPartsSpec(Spec):
     """Digest of the values for files; empty where the source itself says everything."""
     split: Split
     heldout_fraction: float
-    dtype: str
+    dtype: Dtype
     part_bytes: int
     row_group_bytes: int
     seed: int

@@ -20,9 +20,9 @@ from fsspec.implementations.local import LocalFileSystem
 from sae.errors import ConfigError, InputError, TransientError
 from sae.extract.config import ArraySource, GivenPartsSpec, GivenSource, InlineSource, Split, SuperpositionSource
 from sae.extract.superposition import train_superposition
-from sae.extract.write import FLOAT16_MAX, write_rows
+from sae.extract.write import write_rows
 from sae.progress import Progress, silent
-from sae.store.encoding import Encoding
+from sae.store.encoding import LARGEST, Dtype, encode, stored_dtype
 from sae.store.filesystem import Storage
 from sae.store.order import philox
 from sae.store.records import Record, commit
@@ -93,7 +93,7 @@ def import_activations(storage: Storage, spec: GivenPartsSpec, *, progress: Prog
     first, stop = _split_rows(spec.split, spec.heldout_fraction, len(act), what)
     act = act[first:stop]
 
-    row_bytes = act.shape[1] * act.dtype.itemsize
+    row_bytes = act.shape[1] * stored_dtype(spec.dtype).itemsize
     rows_per_part = max(1, spec.part_bytes // row_bytes)
     row_group_rows = max(1, spec.row_group_bytes // row_bytes)
     n_parts = -(-len(act) // rows_per_part)
@@ -104,8 +104,9 @@ def import_activations(storage: Storage, spec: GivenPartsSpec, *, progress: Prog
         order = philox("rows", spec.seed, part, spec.fingerprint).permutation(len(block))
         identity = np.empty((3, len(block)), np.int32)
         identity[0], identity[1], identity[2] = first + begin + order, 0, -1
+        encoded, encoding = encode(torch.from_numpy(block[order]), spec.dtype)
         with storage.staging() as folder:
-            metrics = write_rows(folder / PART_FILE, block[order], identity, row_group_rows, Encoding(dtype=spec.dtype))
+            metrics = write_rows(folder / PART_FILE, encoded, identity, row_group_rows, encoding)
             commit(storage, spec, folder, metrics, seconds=time.perf_counter() - writing, part=part)
         progress(begin + len(block), len(act), "rows")
     plan = {
@@ -122,8 +123,8 @@ def import_activations(storage: Storage, spec: GivenPartsSpec, *, progress: Prog
         return commit(storage, spec, folder, plan, seconds=time.perf_counter() - started)
 
 
-def checked_values(values: np.ndarray, what: str, dtype: str) -> np.ndarray:
-    """The values as they are stored. [rows, d_in]
+def checked_values(values: np.ndarray, what: str, dtype: Dtype) -> np.ndarray:
+    """The values as float32, found to be fit to be stored as `dtype`. [rows, d_in]
 
     Raises: InputError, naming the row, for another shape or type, NaN or infinite values, or data without variance;
         ConfigError for values too large for `dtype`.
@@ -139,15 +140,16 @@ def checked_values(values: np.ndarray, what: str, dtype: str) -> np.ndarray:
             f"{what}: row {row} holds NaN or infinite values ({int((~finite).sum())} of {len(values)} rows do). "
             f"Remove them."
         )
-    largest = FLOAT16_MAX if dtype == "float16" else float(np.finfo(np.float32).max)
+    largest = LARGEST[dtype]
     row = int(np.argmax(np.abs(values).max(axis=1)))
     if np.abs(values[row]).max() > largest:
         raise ConfigError(
             f"{what}: row {row} holds {np.abs(values[row]).max():.6g}, {dtype} goes up to {largest:.6g}. "
-            f"{'Set activations.dtype to float32, or scale' if dtype == 'float16' else 'Scale'} the values."
+            f"{'Scale' if dtype == 'float32' else 'Set activations.dtype to float32, or scale'} the values."
         )
-    act = np.ascontiguousarray(values, dtype)
-    if (act == act[0]).all():
+    act = np.require(values, np.float32, ["C", "W"])
+    encoded, _ = encode(torch.from_numpy(act), dtype)
+    if (encoded == encoded[0]).all():
         same = "equal" if (values == values[0]).all() else f"equal once they are {dtype}"
         raise InputError(f"{what}: all {len(act)} rows are {same}. {CONSTANT}")
     return act
@@ -226,7 +228,7 @@ def _read_parquet(path: Path, source: ArraySource) -> np.ndarray:
     return np.asarray(flat.to_numpy(zero_copy_only=False)).reshape(-1, int(widths[0]))
 
 
-def _checked_source(source: InlineSource | ArraySource, content: str, what: str, dtype: str) -> np.ndarray:
+def _checked_source(source: InlineSource | ArraySource, content: str, what: str, dtype: Dtype) -> np.ndarray:
     values = np.array(source.values, np.float64) if isinstance(source, InlineSource) else read_array(source, content)
     return checked_values(values, what, dtype)
 

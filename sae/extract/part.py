@@ -1,38 +1,35 @@
-"""From contexts to activations: one part of the store, for all its hook points in one forward pass."""
+"""From contexts to activations: parts of the store, of all hook points in one forward pass.
 
+Three things go on at once: the model runs over a batch of contexts; the rows of the batch before are cast and put where
+their part stores them; the part before is hashed, written and committed. The model has the caller's thread and torch's,
+the other two a thread each.
+"""
+
+import itertools
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sae.errors import ConfigError, InputError
 from sae.extract.config import PartsSpec
-from sae.extract.write import FLOAT16_MAX, write_rows
+from sae.extract.filters import dropped_ids
+from sae.extract.stream import PartStream, SharedRows, helper_threads
 from sae.progress import Progress, silent
-from sae.store.contexts import PADDING, Contexts, read_contexts
-from sae.store.encoding import Encoding, stored_dtype
+from sae.store.contexts import CONTEXTS_PER_ROW_GROUP, PADDING, Contexts, read_contexts
+from sae.store.encoding import stored_dtype
 from sae.store.filesystem import Storage
-from sae.store.order import philox
 from sae.store.records import Record, commit, require_record
-from sae.store.snapshot import PART_FILE
-from sae.subject.hooks import Reader, capture, check_hook_points, hook_width
+from sae.subject.hooks import capture, check_hook_points, hook_width
 from sae.subject.load import Subject, check_context, load_subject
 
-
-@dataclass(frozen=True)
-class _Batches:
-    """The contexts of a part, as they go through the model."""
-
-    part: int
-    contexts: Contexts
-    keep: np.ndarray
-    """Which positions are stored. [n, T] bool"""
-    batch_contexts: int
-    masked: bool
-    """Whether contexts are padded, so that attention needs a mask."""
+READ_TOGETHER = ("tokens", "subject", "split", "batch_contexts")
+"""Fields of a spec that decide which forward passes its activations come from."""
 
 
 def plan_parts(storage: Storage, spec: PartsSpec, *, subject: Subject | None = None) -> Record:
@@ -41,7 +38,8 @@ def plan_parts(storage: Storage, spec: PartsSpec, *, subject: Subject | None = N
     Args:
         subject: the loaded model of `spec.subject`, to load it once for many specs.
 
-    Raises: InputError when the model lacks the hook point or cannot take these contexts.
+    Raises: InputError when the model lacks the hook point, cannot take these contexts, or its tokenizer has no special
+        token of a name in `keep_special`.
     """
     started = time.perf_counter()
     subject = subject or load_subject(storage, spec.subject)
@@ -50,17 +48,28 @@ def plan_parts(storage: Storage, spec: PartsSpec, *, subject: Subject | None = N
     d_in = hook_width(subject.model, spec.hook_point)
     row_bytes = d_in * stored_dtype(spec.dtype).itemsize
     n_contexts = int(tokens[spec.split]["n_contexts"])
-    contexts_per_part = max(1, spec.part_bytes // (tokens["context_tokens"] * row_bytes))
+    per_part = contexts_per_part(spec, tokens["context_tokens"], d_in)
     metrics = {
         "d_in": d_in,
-        "n_parts": -(-n_contexts // contexts_per_part),
+        "n_parts": -(-n_contexts // per_part),
         "n_contexts": n_contexts,
-        "contexts_per_part": contexts_per_part,
-        "tokens_per_part": contexts_per_part * tokens["context_tokens"],
+        "contexts_per_part": per_part,
+        "tokens_per_part": per_part * tokens["context_tokens"],
         "row_group_rows": max(1, spec.row_group_bytes // row_bytes),
+        "dropped_ids": dropped_ids(subject.tokenizer, tokens["special_ids"], spec.keep_special),
     }
     with storage.staging() as folder:
         return commit(storage, spec, folder, metrics, seconds=time.perf_counter() - started)
+
+
+def contexts_per_part(spec: PartsSpec, context_tokens: int, d_in: int) -> int:
+    """A power of two of batches, of no more bytes than asked for unless one batch has more.
+
+    So the parts of a wide hook point lie within those of a narrow one and share their forward passes, although neither
+    knows of the other.
+    """
+    n_batches = spec.part_bytes // (context_tokens * d_in * stored_dtype(spec.dtype).itemsize * spec.batch_contexts)
+    return spec.batch_contexts << max(0, n_batches.bit_length() - 1)
 
 
 def extract_part(
@@ -72,135 +81,159 @@ def extract_part(
     device: str | torch.device = "cpu",
     progress: Progress = silent,
 ) -> list[Record]:
-    """Write part number `part` of several hook points, read in one forward pass per batch of contexts.
-
-    Special tokens (unless `keep_special`) and padding are left out and counted; rows are permuted within the part.
-
-    Args:
-        specs: equal but for their hook points, and with equally many contexts per part (their plans say how many).
-        subject: the loaded model, to load it once for many parts.
-        device: where the model runs when it is loaded here.
+    """Compute and commit part number `part` of several hook points, whatever the store holds.
 
     Returns: one record per spec.
-    Raises:
-        ConfigError: the specs differ in more than their hook points, or their parts hold other contexts.
-        InputError: activations that are not finite or too large for float16; the message says where.
+    Raises: as extract_parts.
     """
-    started = time.perf_counter()
+    options: dict[str, Any] = {"recompute": True, "subject": subject, "device": device, "progress": progress}
+    return [record for (record,) in extract_parts(storage, specs, [[part]] * len(specs), **options)]
+
+
+def extract_parts(
+    storage: Storage,
+    specs: Sequence[PartsSpec],
+    parts: Sequence[Sequence[int]],
+    *,
+    recompute: bool = False,
+    subject: Subject | None = None,
+    device: str | torch.device = "cpu",
+    progress: Progress = silent,
+) -> list[list[Record]]:
+    """Compute parts of several hook points, in one forward pass per batch of contexts, and commit each as it is full.
+
+    Padding, special tokens (unless `keep_special`) and rows above `max_norm_multiple` are left out and counted; rows
+    are permuted within the part. The bytes of a part depend on its spec alone, not on what is extracted with it.
+
+    Memory: two parts of each spec, and two batches of activations.
+
+    Args:
+        specs: of the same tokens, subject, split and batch size; hook points, dtypes and sizes of parts may differ.
+        parts: the numbers wanted of each spec. Those on the same contexts share their forward passes.
+        recompute: compute finished parts too; their bytes must come out the same. Otherwise each is looked for when
+            its turn comes, because other processes may be at work on the same parts.
+        subject: the loaded model, to load it once for many calls.
+        device: where the model runs when it is loaded here.
+
+    Returns: for each spec one record per part, in the order of `parts`.
+    Raises:
+        ConfigError: the specs need other forward passes, or have no such part.
+        InputError: activations that are not finite, or too large for their dtype; the message says where.
+    """
     plans = [require_record(storage, spec.ref).metrics for spec in specs]
-    _check_alike(specs, plans, part)
-    first = specs[0]
-    n_contexts = plans[0]["contexts_per_part"]
-    contexts = read_contexts(storage, first.tokens, first.split, part * n_contexts, (part + 1) * n_contexts)
-    tokens = require_record(storage, first.tokens).metrics
-    present = contexts.docs != PADDING
-    is_special = present & np.isin(contexts.tokens, tokens["special_ids"])
-    keep = present if first.keep_special else present & ~is_special
-    context, pos = np.nonzero(keep)
-    if len(pos) == 0:
-        raise InputError(
-            f"{first.ref}, part {part}: all its {contexts.tokens.size} tokens are special or padding. Raise "
-            f"activations.part_bytes, or set activations.keep_special."
-        )
-    # Row i of the contexts is stored at destination[i].
-    key = (first.seed, part, first.tokens, first.split)
-    destination = philox("rows", *key).permutation(len(pos))
-    subject = subject or load_subject(storage, first.subject, device)
-    check_hook_points(subject.model, [spec.hook_point for spec in specs])
-    acts = {
-        spec.hook_point: np.empty((len(pos), plan["d_in"]), spec.dtype) for spec, plan in zip(specs, plans, strict=True)
-    }
-    batches = _Batches(part, contexts, keep, first.batch_contexts, masked=tokens["pad_id"] is not None)
-    with torch.no_grad(), capture(subject.model, list(acts)) as read:
-        _fill(acts, destination, batches, read, subject.model.device, progress)
-
-    identity = np.empty((3, len(pos)), np.int32)
-    identity[:, destination] = contexts.seq[context], pos, contexts.tokens[keep]
-    counts = {
-        "n_contexts": len(contexts),
-        "n_special": int(is_special.sum()),
-        "n_padding": int((~present).sum()),
-    }
-    seconds = (time.perf_counter() - started) / len(specs)
-    records = []
-    for spec, plan in zip(specs, plans, strict=True):
-        writing = time.perf_counter()
-        act = acts.pop(spec.hook_point)
-        with storage.staging() as folder:
-            metrics = (
-                write_rows(folder / PART_FILE, act, identity, plan["row_group_rows"], Encoding(dtype=spec.dtype))
-                | counts
-            )
-            spent = seconds + time.perf_counter() - writing
-            records.append(commit(storage, spec, folder, metrics, seconds=spent, part=part))
-    return records
+    _check_alike(specs, plans, parts)
+    with helper_threads() as (putting, writing):
+        streams = [
+            PartStream(storage, spec, plan, numbers, writing, recompute)
+            for spec, plan, numbers in zip(specs, plans, parts, strict=True)
+        ]
+        window = _Window(storage, specs[0])
+        batches = _batches(streams, specs[0].batch_contexts, window)
+        if (first := next(batches, None)) is not None:  # or no model is needed
+            subject = subject or load_subject(storage, specs[0].subject, device)
+            _run(subject.model, streams, itertools.chain([first], batches), window, putting, progress)
+        records = [stream.records() for stream in streams]
+    return [[found[part] for part in numbers] for found, numbers in zip(records, parts, strict=True)]
 
 
-def _fill(
-    acts: dict[str, np.ndarray],
-    destination: np.ndarray,
-    batches: _Batches,
-    read: Reader,
-    device: torch.device,
+class _Batch(NamedTuple):
+    """Contexts that go through the model together."""
+
+    start: int
+    """Number of the first."""
+    contexts: Contexts
+    ahead: Contexts
+    """Those from `start` to where the last of the parts that they belong to ends."""
+    tokens_done: int
+    """When this batch is."""
+    tokens_total: int
+
+
+def _batches(streams: Sequence[PartStream], size: int, window: "_Window") -> Iterator[_Batch]:
+    """The batches to compute, in order. Whether a part is finished by now is asked when its turn comes."""
+    starts = sorted({start for stream in streams for start in stream.batch_starts(size)})
+    done, total = 0, sum(window.count(start, start + size) for start in starts)
+    for start in starts:
+        done += window.count(start, start + size)
+        wanted = [stream.wants(start) for stream in streams]
+        if any(wanted):
+            ahead = window.read(start, max(start + size, *(stream.stop_at(start) for stream in streams)))
+            yield _Batch(start, ahead[:size], ahead, done, total)
+
+
+def _run(
+    model: Any,
+    streams: Sequence[PartStream],
+    batches: Iterable[_Batch],
+    window: "_Window",
+    putting: Executor,
     progress: Progress,
 ) -> None:
-    """Run the model and put every kept activation at its destination row of `acts`, in place."""
-    contexts, size = batches.contexts, batches.batch_contexts
-    stored = {name: torch.from_numpy(act) for name, act in acts.items()}
-    destination_rows = torch.from_numpy(destination)
-    n_done = 0
-    for start in range(0, len(contexts), size):
-        batch = slice(start, start + size)
-        tokens = torch.from_numpy(contexts.tokens[batch].astype(np.int64)).to(device)
-        mask = torch.from_numpy(contexts.docs[batch] != PADDING).long().to(device) if batches.masked else None
-        keep = torch.from_numpy(batches.keep[batch]).to(device)
-        n_rows = int(keep.sum())
-        rows = destination_rows[n_done : n_done + n_rows]
-        for name, act in read(tokens, mask).items():
-            kept = act[keep]
-            _check_storable(f"hook point {name!r}, part {batches.part}", kept, act, keep, contexts.seq[batch])
-            stored[name].index_copy_(0, rows, kept.to(stored[name].dtype).cpu())
-        n_done += n_rows
-        progress(n_done, len(destination), "tokens")
+    """The forward passes. Every batch is put in its places while the model runs over the next."""
+    names = list(dict.fromkeys(stream.hook_point for stream in streams))
+    check_hook_points(model, names)
+    shared: SharedRows = weakref.WeakValueDictionary()
+    put: Future[None] | None = None
+    with torch.no_grad(), capture(model, names) as read:
+        for batch in batches:
+            contexts = batch.contexts
+            tokens = torch.from_numpy(contexts.tokens.astype(np.int64)).to(model.device)
+            mask = torch.from_numpy(contexts.docs != PADDING).long().to(model.device) if window.is_padded else None
+            acts = read(tokens, mask)
+            if put is not None:
+                put.result()
+            put = putting.submit(_put, streams, batch, acts, shared)
+            del acts  # or these would be kept until the next ones are there
+            progress(batch.tokens_done, batch.tokens_total, "tokens")
+    if put is not None:
+        put.result()
 
 
-def _check_storable(what: str, kept: torch.Tensor, act: torch.Tensor, keep: torch.Tensor, seq: np.ndarray) -> None:
-    if kept.numel() == 0:
-        return
-    low, high = torch.aminmax(kept)  # NaN if any value is
-    if low.item() >= -FLOAT16_MAX and high.item() <= FLOAT16_MAX:
-        return
-    bad = keep & ~(act.abs().amax(-1) <= FLOAT16_MAX)
-    context, pos = (int(index) for index in bad.nonzero()[0])
-    vector = act[context, pos].float()
-    where = f"{what}, context {int(seq[context])}, position {pos}"
-    if not torch.isfinite(vector).all():
-        raise InputError(
-            f"{where}: {int((~torch.isfinite(vector)).sum())} of {len(vector)} activations are NaN or infinite. "
-            f"With subject.dtype float16 the model itself overflows: choose bfloat16 or float32."
-        )
-    raise InputError(
-        f"{where}: an activation of {float(vector.abs().max()):.6g} does not fit float16 (up to 65504). Choose a hook "
-        f"point before the value grows, such as a layer's '.mlp' or '.attention' output."
-    )
+def _put(streams: Sequence[PartStream], batch: _Batch, acts: dict[str, Tensor], shared: SharedRows) -> None:
+    for stream in streams:
+        stream.put(batch.start, batch.ahead, acts, shared)
 
 
-def _check_alike(specs: Sequence[PartsSpec], plans: Sequence[dict[str, Any]], part: int) -> None:
+class _Window:
+    """The contexts of a split by their numbers; those around the ones asked for last are kept."""
+
+    def __init__(self, storage: Storage, spec: PartsSpec) -> None:
+        self._storage, self._spec = storage, spec
+        metrics = require_record(storage, spec.tokens).metrics
+        self._n_contexts = int(metrics[spec.split]["n_contexts"])
+        self._context_tokens = int(metrics["context_tokens"])
+        self.is_padded = metrics["pad_id"] is not None
+        """Whether contexts end in padding, so that attention needs a mask."""
+        self._first, self._kept = 0, read_contexts(storage, spec.tokens, spec.split, 0, 0)
+
+    def count(self, start: int, stop: int) -> int:
+        """Tokens of the contexts [start, stop), as many of them as there are."""
+        return (min(stop, self._n_contexts) - start) * self._context_tokens
+
+    def read(self, start: int, stop: int) -> Contexts:
+        """The contexts [start, stop), as many of them as there are. Raises: as read_contexts."""
+        stop = min(stop, self._n_contexts)
+        if not self._first <= start <= stop <= self._first + len(self._kept):
+            # Whole row groups, because what is read of one is decoded whole.
+            self._first = start // CONTEXTS_PER_ROW_GROUP * CONTEXTS_PER_ROW_GROUP
+            end = -(-stop // CONTEXTS_PER_ROW_GROUP) * CONTEXTS_PER_ROW_GROUP
+            self._kept = read_contexts(self._storage, self._spec.tokens, self._spec.split, self._first, end)
+        return self._kept[start - self._first : stop - self._first]
+
+
+def _check_alike(specs: Sequence[PartsSpec], plans: Sequence[dict[str, Any]], parts: Sequence[Sequence[int]]) -> None:
     if not specs:
-        raise ConfigError("extract_part needs at least one hook point")
-    first = specs[0].model_dump(exclude={"hook_point"})
-    for spec, plan in zip(specs, plans, strict=True):
-        if spec.model_dump(exclude={"hook_point"}) != first:
-            raise ConfigError(
-                f"{spec.ref} and {specs[0].ref} differ in more than their hook points: extract them apart"
-            )
-        if plan["contexts_per_part"] != plans[0]["contexts_per_part"]:
-            raise ConfigError(
-                f"{spec.hook_point} has {plan['contexts_per_part']} contexts per part, {specs[0].hook_point} "
-                f"{plans[0]['contexts_per_part']}, because their widths differ: extract them apart"
-            )
-    if not 0 <= part < plans[0]["n_parts"]:
-        raise ConfigError(f"{specs[0].ref}: no part {part}, it has {plans[0]['n_parts']}")
+        raise ConfigError("extract_parts needs at least one hook point")
+    for spec, plan, numbers in zip(specs, plans, parts, strict=True):
+        for name in READ_TOGETHER:
+            if getattr(spec, name) != getattr(specs[0], name):
+                raise ConfigError(
+                    f"{spec.ref} and {specs[0].ref} differ in {name} ({getattr(spec, name)!r}, "
+                    f"{getattr(specs[0], name)!r}), so they share no forward pass: extract them apart"
+                )
+        for part in numbers:
+            if not 0 <= part < plan["n_parts"]:
+                raise ConfigError(f"{spec.ref}: no part {part}, it has {plan['n_parts']}")
 
 
 def _check_fits(subject: Subject, tokens: dict[str, Any], spec: PartsSpec) -> None:

@@ -1,7 +1,7 @@
 """Finished rows to a part file, with the figures that a part's record carries."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,9 +10,19 @@ from sae.store.encoding import Encoding, decode
 from sae.store.snapshot import encode_vector
 from sae.store.writer import write_part
 
-FLOAT16_MAX = 65504.0
-SUM_ROWS = 4096
-"""Rows summed at once in float64."""
+SUM_VALUES = 1 << 17
+"""Values summed at once: they stay in a core's own cache as float64."""
+
+
+class Moments(NamedTuple):
+    """Sums over rows, in float64: float32 drifts over millions of rows, and cancels where the mean is large."""
+
+    sum: np.ndarray
+    """[d_in]"""
+    sum_sq: np.ndarray
+    """Of the squares, per dimension. [d_in]"""
+    norms: np.ndarray
+    """Euclidean norm of every row. [rows]"""
 
 
 def write_rows(
@@ -25,27 +35,44 @@ def write_rows(
         identity: seq, pos and token of every row. [3, rows] int32
         encoding: what the stored values mean.
 
-    Returns: the metrics of the part's record: n_rows, d_in, layout (PartLayout), sum (per dimension, base64 of
-        little-endian float64) and sum_sq (sum of squared norms), both of the values as they are read back.
+    Returns: the metrics of the part's record. What adds up over parts begins with `n_` or `sum`; vectors are base64 of
+        little-endian float64. n_rows, d_in and layout (PartLayout); of the values as they are read back: sum and
+        sum_sq_by_dim (of the values and of their squares, per dimension), sum_sq (of the squared norms), sum_norm (of
+        the norms) and median_norm.
     """
     seq, pos, token = identity
     layout = write_part(path, act, seq, pos, token, row_group_rows=row_group_rows, encoding=encoding)
-    total, total_sq = moments(act, encoding)
+    found = moments(act, encoding)
     return {
         "n_rows": len(act),
         "d_in": act.shape[1],
         "layout": layout.model_dump(mode="json"),
-        "sum": encode_vector(total),
-        "sum_sq": total_sq,
+        "sum": encode_vector(found.sum),
+        "sum_sq": float(found.sum_sq.sum()),
+        "sum_sq_by_dim": encode_vector(found.sum_sq),
+        "sum_norm": float(found.norms.sum()),
+        "median_norm": float(np.median(found.norms)),
     }
 
 
-def moments(act: np.ndarray, encoding: Encoding) -> tuple[np.ndarray, float]:
-    """Sum of the rows [d_in] and sum of their squared norms, in float64: float32 drifts over millions of rows."""
-    total, total_sq = torch.zeros(act.shape[1], dtype=torch.float64), 0.0
-    for start in range(0, len(act), SUM_ROWS):
-        # torch converts float16 some ten times faster than numpy, and faster still by way of float32.
-        block = decode(torch.from_numpy(act[start : start + SUM_ROWS]), encoding).double()
-        total += block.sum(0)
-        total_sq += float(torch.dot(block.view(-1), block.view(-1)))
-    return total.numpy(), total_sq
+def moments(act: np.ndarray, encoding: Encoding) -> Moments:
+    """The moments of stored rows, in one pass over them.
+
+    Args:
+        act: stored values. [rows, d_in] of `stored_dtype`
+    """
+    n_rows, d_in = act.shape
+    stored = torch.from_numpy(act)
+    total, total_sq = torch.zeros(d_in, dtype=torch.float64), torch.zeros(d_in, dtype=torch.float64)
+    sq_norms = torch.empty(n_rows, dtype=torch.float64)
+    step = max(1, SUM_VALUES // d_in)
+    single, double = torch.empty((step, d_in)), torch.empty((step, d_in), dtype=torch.float64)
+    for start in range(0, n_rows, step):
+        block = stored[start : start + step]
+        wide = double[: len(block)]
+        wide.copy_(decode(block, encoding, out=single[: len(block)]))  # by way of float32: faster than at once
+        total += wide.sum(0)
+        wide.mul_(wide)
+        total_sq += wide.sum(0)
+        torch.sum(wide, 1, out=sq_norms[start : start + step])
+    return Moments(total.numpy(), total_sq.numpy(), sq_norms.sqrt_().numpy())

@@ -32,6 +32,10 @@ class Contexts:
     def __len__(self) -> int:
         return len(self.seq)
 
+    def __getitem__(self, chosen: slice) -> "Contexts":
+        labels = None if self.labels is None else self.labels[chosen]
+        return Contexts(self.seq[chosen], self.tokens[chosen], self.docs[chosen], labels)
+
 
 def write_contexts(path: Path, contexts: Contexts) -> None:
     """Write one split as Parquet: seq, tokens, doc and, where there are any, label."""

@@ -32,6 +32,15 @@ def computed(outcomes: list[dict[str, Any]]) -> set[str]:
     return {outcome["stage"] for outcome in outcomes if outcome["outcome"] == "computed"}
 
 
+def parts_by_outcome(outcomes: list[dict[str, Any]]) -> Counter[str]:
+    """How many parts were extracted, and how many found."""
+    counts: Counter[str] = Counter()
+    for outcome in outcomes:
+        if outcome["task"] == "extract_parts":
+            counts[outcome["outcome"]] += outcome["n_parts"]
+    return counts
+
+
 def contents(config: PipelineConfig) -> dict[str, str]:
     storage = Storage(config.execution.root)
     return {spec.ref: require_record(storage, spec.ref).content for spec in make_plan(config).specs()}
@@ -162,7 +171,7 @@ def test_an_appended_segment_leaves_the_old_artefacts_alone(copy: PipelineConfig
     run(whole)
     outcomes = run(with_settings(whole, {"corpus": corpus}))
     assert "subject" not in computed(outcomes)
-    parts = Counter(o["outcome"] for o in outcomes if o["task"] == "extract_part")
+    parts = parts_by_outcome(outcomes)
     assert parts["cached"] > parts["computed"] > 0
 
 
@@ -177,7 +186,12 @@ def test_appending_a_tenth_to_a_corpus_computes_a_tenth_of_the_parts(tmp_path: P
     config = tiny_config(
         tmp_path / "root",
         tmp_path / "old",
-        activations={"n_tokens": None, "part_bytes": 16 * 16 * 64, "row_group_bytes": 4 * 16 * 64},
+        activations={
+            "n_tokens": None,
+            "batch_contexts": 16,
+            "part_bytes": 16 * 16 * 64,
+            "row_group_bytes": 4 * 16 * 64,
+        },
     )
     extract(config)
     storage = Storage(config.execution.root)
@@ -186,7 +200,7 @@ def test_appending_a_tenth_to_a_corpus_computes_a_tenth_of_the_parts(tmp_path: P
     corpus["segments"].append({"kind": "text", "urls": [f"{tmp_path}/new/*.txt"]})
     longer = with_settings(config, {"corpus": corpus})
     outcomes = extract(longer)
-    parts = Counter(o["outcome"] for o in outcomes if o["task"] == "extract_part")
+    parts = parts_by_outcome(outcomes)
     assert parts["computed"] > 1
     assert 0.05 < parts["computed"] / parts.total() < 0.15
     # The old parts keep their names and bytes, and come first in the snapshot, in their order.
@@ -205,11 +219,13 @@ def test_parts_in_groups_are_extracted_skipped_and_repaired_by_themselves(
 
     monkeypatch.setattr(part_sets, "MAX_GROUPS", 3)
     config = tiny_config(
-        tmp_path / "root", corpus, activations={"n_tokens": None, "part_bytes": 16 * 16 * 64, "row_group_bytes": 4096}
+        tmp_path / "root",
+        corpus,
+        activations={"n_tokens": None, "batch_contexts": 16, "part_bytes": 16 * 16 * 64, "row_group_bytes": 4096},
     )
 
     def extracted(repair: tuple[str, ...] = ()) -> dict[tuple[str, int, int], str]:
-        outcomes = [o for o in extract(config, repair=repair) if o["task"] == "extract_part"]
+        outcomes = [o for o in extract(config, repair=repair) if o["task"] == "extract_parts"]
         return {(o["ref"], o["part"], o["n_parts"]): o["outcome"] for o in outcomes}
 
     plan = make_plan(config)

@@ -46,10 +46,11 @@ class World:
             "split": "train",
             "hook_point": HOOK_POINT,
             "dtype": "float16",
-            "part_bytes": 10 * CONTEXT * 32 * 2,
+            "part_bytes": 8 * CONTEXT * 32 * 2,
             "row_group_bytes": 50 * 32 * 2,
             "batch_contexts": 4,
             "keep_special": False,
+            "max_norm_multiple": None,
             "seed": 0,
         }
         return PartsSpec.model_validate(defaults | options)

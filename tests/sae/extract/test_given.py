@@ -13,6 +13,7 @@ from sae.store.filesystem import Storage
 from sae.store.reader import iter_rows
 from sae.store.records import local_files, read_record
 from sae.store.snapshot import SnapshotSpec, commit_snapshot, read_snapshot
+from sae.store.writer import PartLayout
 
 
 def make_spec(source: GivenSource, **options) -> GivenPartsSpec:
@@ -123,11 +124,25 @@ def test_constant_data_is_refused(storage, tmp_path):
         import_activations(storage, make_spec(save(np.ones((9, 4), np.float32), tmp_path / "x.npy")))
 
 
-def test_values_too_large_for_float16_are_refused(storage, tmp_path):
+def test_large_values_are_stored_as_float16_with_an_exponent_and_too_large_ones_refused(storage, tmp_path):
     array = values()
     array[4, 0] = 1e6
-    with pytest.raises(ConfigError, match=r"row 4 holds 1e\+06, float16 goes up to 65504"):
+    spec = make_spec(save(array, tmp_path / "x.npy"), dtype="float16")
+    import_activations(storage, spec)
+    layouts = [PartLayout.model_validate(read_record(storage, spec.ref, part).metrics["layout"]) for part in range(2)]
+    assert [layout.encoding.exponent for layout in layouts] == [5, 0]
+    array[4, 0] = 1e10
+    with pytest.raises(ConfigError, match=r"row 4 holds 1e\+10, float16 goes up to 1\.07322e\+09"):
         import_activations(storage, make_spec(save(array, tmp_path / "x.npy"), dtype="float16"))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 2**-8), ("int8", 0.02)])
+def test_narrow_dtypes_hold_the_values_within_their_precision(storage, tmp_path, dtype, tolerance):
+    array = np.random.default_rng(0).standard_normal((20, 4)).astype(np.float32)
+    import_activations(storage, spec := make_spec(save(array, tmp_path / "x.npy"), dtype=dtype))
+    commit_snapshot(storage, snapshot := SnapshotSpec(parts=(spec.ref,), n_tokens=None))
+    for block in iter_rows(storage, read_snapshot(storage, snapshot.ref)):
+        np.testing.assert_allclose(block.act, array[block.seq], rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("shape", [(9,), (3, 3, 3), (0, 4)])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sae.extract import part_group
+from sae.extract import stream
 from sae.extract.config import PartsSpec
 from sae.extract.part import plan_parts
 from sae.extract.part_group import extract_group
@@ -24,16 +24,16 @@ def count_parts(world: World, spec: PartsSpec) -> int:
     return int(plan_parts(world.storage, spec).metrics["n_parts"])
 
 
-def watch(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """(part, hook points) of every part that is computed from now on."""
-    computed: list[tuple[int, int]] = []
+def watch(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """(part set, part) of every part that is computed from now on."""
+    computed: list[tuple[str, int]] = []
 
-    def extract_part(storage, specs, part, **options):  # type: ignore[no-untyped-def]
-        computed.append((part, len(specs)))
-        return original(storage, specs, part, **options)
+    def commit(storage, spec, folder, metrics, *, seconds, part):  # type: ignore[no-untyped-def]
+        computed.append((spec.ref, part))
+        return original(storage, spec, folder, metrics, seconds=seconds, part=part)
 
-    original = part_group.extract_part
-    monkeypatch.setattr(part_group, "extract_part", extract_part)
+    original = stream.commit
+    monkeypatch.setattr(stream, "commit", commit)
     return computed
 
 
@@ -46,24 +46,24 @@ def test_a_group_computes_what_is_missing_and_then_has_an_index(
     monkeypatch.setattr(part_sets, "MAX_GROUPS", 2)
     first, second = groups_of(n_parts)
     computed = watch(monkeypatch)
-    extract_group(world.storage, [spec], (first.start, first.stop))
-    assert computed == [(part, 1) for part in first]
+    extract_group(world.storage, [spec], [(first.start, first.stop)])
+    assert computed == [(spec.ref, part) for part in first]
     assert finished_parts(world.storage, spec.ref, n_parts).nonzero()[0].tolist() == list(first)
     assert len(world.storage.list(layout.index_folder(spec.ref))) == 1
     before = world.storage.sizes(spec.ref)
 
     world.storage.remove(layout.record_path(spec.ref, 1))
     computed.clear()
-    extract_group(world.storage, [spec], (first.start, first.stop))
-    assert computed == [(1, 1)]
+    extract_group(world.storage, [spec], [(first.start, first.stop)])
+    assert computed == [(spec.ref, 1)]
     assert world.storage.sizes(spec.ref) == before
 
     computed.clear()
-    extract_group(world.storage, [spec], (first.start, first.stop), recompute=True)
-    assert computed == [(part, 1) for part in first]
+    extract_group(world.storage, [spec], [(first.start, first.stop)], recompute=True)
+    assert computed == [(spec.ref, part) for part in first]
     assert world.storage.sizes(spec.ref) == before
 
-    extract_group(world.storage, [spec], (second.start, second.stop))
+    extract_group(world.storage, [spec], [(second.start, second.stop)])
     assert finished_parts(world.storage, spec.ref, n_parts).all()
     snapshot = commit_snapshot(world.storage, SnapshotSpec(parts=(spec.ref,), n_tokens=None))
     assert snapshot.metrics["n_parts"] == n_parts
@@ -77,9 +77,11 @@ def test_only_the_hook_points_that_lack_a_part_are_written(
     for spec in specs:
         count_parts(world, spec)
     computed = watch(monkeypatch)
-    extract_group(world.storage, specs[:1], (0, 1))
-    extract_group(world.storage, specs, (0, 2))
-    assert computed == [(0, 1), (0, 1), (1, 2)]
+    first, second = (spec.ref for spec in specs)
+    extract_group(world.storage, specs[:1], [(0, 1)])
+    extract_group(world.storage, specs, [(0, 2), (0, 2)])
+    assert computed[:2] == [(first, 0), (second, 0)]
+    assert sorted(computed[2:]) == sorted([(first, 1), (second, 1)])
     for spec in specs:
         assert all(verify(world.storage, require_record(world.storage, spec.ref, part)) == [] for part in (0, 1))
 
@@ -94,7 +96,7 @@ def work(root: str, spec_json: str, seed: int, start: "multiprocessing.synchroni
         computed = watch(patch)
         start.wait(120)
         for group in groups:
-            extract_group(storage, [spec], (group.start, group.stop))
+            extract_group(storage, [spec], [(group.start, group.stop)])
     Path(report).write_text(json.dumps(computed))
 
 
@@ -105,7 +107,7 @@ def test_two_extractors_share_a_part_set_without_a_coordinator(make_world: MakeW
     shared = tmp_path / "shared"
     shutil.copytree(world.storage.full(""), shared)
     for part in range(n_parts):
-        extract_group(world.storage, [spec], (part, part + 1))
+        extract_group(world.storage, [spec], [(part, part + 1)])
 
     spawn = multiprocessing.get_context("spawn")
     start = spawn.Barrier(2)
@@ -128,7 +130,7 @@ def test_two_extractors_share_a_part_set_without_a_coordinator(make_world: MakeW
         assert verify(storage, ours) == []
     # One file and one record per part, and the record of the set: nobody left anything behind.
     assert storage.sizes(spec.ref).keys() == world.storage.sizes(spec.ref).keys()
-    computed = [{part for part, _ in json.loads(report.read_text())} for report in reports]
+    computed = [{part for _, part in json.loads(report.read_text())} for report in reports]
     assert computed[0] | computed[1] == set(range(n_parts))
     assert all(computed)  # both had their share
     assert sum(map(len, computed)) < 2 * n_parts
