@@ -10,6 +10,7 @@ from torch import Tensor
 from sae.architectures.base import SAE
 from sae.progress import Progress, silent
 from sae.store.contexts import PADDING, Contexts
+from sae.store.left_out import NOTHING, LeftOut
 from sae.subject.hooks import splice
 
 VARIANTS = ("clean", "sae", "zero", "mean")
@@ -49,7 +50,7 @@ def measure_cross_entropy(
     sae: SAE,
     mean: np.ndarray,
     contexts: Contexts,
-    unseen_ids: tuple[int, ...] = (),
+    left_out: LeftOut = NOTHING,
     *,
     others: Mapping[str, Replace] | None = None,
     position_edges: np.ndarray | None = None,
@@ -57,17 +58,17 @@ def measure_cross_entropy(
 ) -> ContextLosses:
     """Run the model on every context in each variant.
 
-    Activations are replaced only where training saw some: at padding and at `unseen_ids` the model's own stay.
+    Activations are replaced only where training saw some: at padding and what was left out the model's own stay.
 
     Args:
         mean: activation of the mean ablation. [d_in]
-        unseen_ids: token ids whose activations were not stored (special tokens).
+        left_out: which activations were not stored (special tokens, attention sinks).
         others: further variants, name -> what takes the place of activations [rows, d_in] (float32).
         position_edges: first positions of bins, and the end; None: one bin.
     """
     tokens = torch.from_numpy(contexts.tokens.astype(np.int64))
     present = torch.from_numpy(contexts.docs != PADDING)
-    replaced = present & ~torch.from_numpy(np.isin(contexts.tokens, np.array(unseen_ids, np.int64)))
+    replaced = present & ~torch.from_numpy(np.isin(contexts.tokens, np.array(left_out.token_ids, np.int64)))
     mean_act = torch.from_numpy(mean.astype(np.float32))
     replacements: dict[str, Replace] = {
         "sae": sae,
@@ -90,7 +91,7 @@ def measure_cross_entropy(
         losses["clean"][rows] = clean_loss.sum(dim=1).numpy()
         clean_probabilities = clean.exp()
         for variant, replace in replacements.items():
-            with splice(model, hook_point, _only_at(replaced[rows], replace)):
+            with splice(model, hook_point, _only_at(replaced[rows], replace, left_out)):
                 found = _log_probabilities(model, tokens[rows])
             loss = _losses(found, tokens[rows]) * predicted
             losses[variant][rows] = loss.sum(dim=1).numpy()
@@ -110,12 +111,12 @@ def _bin_matrix(edges: np.ndarray, n_positions: int) -> np.ndarray:
     return np.eye(len(edges) - 1)[bins]
 
 
-def _only_at(mask: Tensor, replace: Replace) -> Replace:
-    """`replace` for the positions of `mask` [batch, T]; the others keep their activations."""
+def _only_at(mask: Tensor, replace: Replace, left_out: LeftOut) -> Replace:
+    """`replace` for the positions of `mask` [batch, T] but sinks; the others keep their activations."""
 
     def replaced(act: Tensor) -> Tensor:
-        changed = act.clone()
-        changed[mask] = replace(act[mask].float()).to(act.dtype)
+        changed, chosen = act.clone(), mask & left_out.is_within(act)
+        changed[chosen] = replace(act[chosen].float()).to(act.dtype)
         return changed
 
     return replaced

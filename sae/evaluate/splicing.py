@@ -16,6 +16,7 @@ from sae.progress import Progress
 from sae.store import records
 from sae.store.contexts import Contexts, read_contexts
 from sae.store.filesystem import Storage
+from sae.store.left_out import read_left_out
 from sae.store.snapshot import Snapshot
 from sae.subject.load import Subject
 
@@ -40,7 +41,7 @@ def cross_entropy_figures(
         sae,
         train.mean,
         contexts,
-        unseen_ids=_unseen_ids(storage, spec, train),
+        left_out=read_left_out(storage, train.parts[0].ref),
         others={name: _reconstruct(control) for name, control in controls.items()},
         position_edges=edges,
         progress=progress,
@@ -116,11 +117,3 @@ def _contexts_to_run(storage: Storage, spec: EvaluationSpec) -> Contexts:
         docs=np.concatenate([piece.docs for piece in pieces])[:wanted],
         labels=None,
     )
-
-
-def _unseen_ids(storage: Storage, spec: EvaluationSpec, snapshot: Snapshot) -> tuple[int, ...]:
-    """Special tokens, unless their activations were stored."""
-    part = snapshot.parts[0]
-    if records.require_record(storage, part.ref, part.part).spec["keep_special"]:
-        return ()
-    return tuple(records.require_record(storage, spec.tokens[0]).metrics["special_ids"])

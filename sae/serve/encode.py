@@ -84,14 +84,14 @@ def show_ids(live: LiveSAE, ids: tuple[int, ...]) -> list[dict[str, Any]]:
     """Tokens as the page shows them: id, segments, and whether the SAE was trained on activations of this token."""
     segments = show_tokens(token_bytes(live.subject.tokenizer, ids))
     return [
-        {"id": token, "shown": shown, "seen": token not in live.unseen_ids}
+        {"id": token, "shown": shown, "seen": token not in live.left_out.token_ids}
         for token, shown in zip(ids, segments, strict=True)
     ]
 
 
 def seen(live: LiveSAE, ids: tuple[int, ...] | list[int]) -> Tensor:
-    """Which tokens the SAE was trained on. [T] bool"""
-    return torch.tensor([token not in live.unseen_ids for token in ids])
+    """Which tokens the SAE was trained on, but where the model puts an attention sink. [T] bool"""
+    return torch.tensor([token not in live.left_out.token_ids for token in ids])
 
 
 def check_latent(live: LiveSAE, latent: int, where: str) -> None:
@@ -105,7 +105,7 @@ def _encoded(live: LiveSAE, ids: tuple[int, ...]) -> SparseLatents:
     """The positive latents of every token that the SAE was trained on; rows are positions."""
     with torch.no_grad(), capture(live.subject.model, [live.hook_point]) as read:
         act = read(torch.tensor([ids]))[live.hook_point][0].float()
-        kept = torch.nonzero(seen(live, ids))[:, 0]
+        kept = torch.nonzero(seen(live, ids) & live.left_out.is_within(act))[:, 0]
         step = max(1, BLOCK_ELEMENTS // live.sae.d_sae)
         pieces = []
         for start in range(0, len(kept), step):

@@ -80,7 +80,7 @@ def steer(live: LiveSAE, act: Tensor, steered: Tensor, interventions: Interventi
 
     Args:
         act: [..., T, d_in]
-        steered: positions where they apply. [T] bool
+        steered: positions where they apply, but at attention sinks. [T] bool
 
     Returns: [..., T, d_in] float32
     """
@@ -96,7 +96,7 @@ def steer(live: LiveSAE, act: Tensor, steered: Tensor, interventions: Interventi
                 columns.append(column * (each.value or 0.0))
             case "ablate":
                 columns.append(torch.zeros_like(column))
-    change = (torch.stack(columns, dim=-1) - before) * steered[:, None]
+    change = (torch.stack(columns, dim=-1) - before) * (steered & live.left_out.is_within(x))[..., None]
     return x + change @ live.sae.W_dec[latents]
 
 

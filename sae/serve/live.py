@@ -9,6 +9,7 @@ from sae.errors import InputError, PipelineError
 from sae.report.display import plain
 from sae.report.inputs import unique_keys
 from sae.store.filesystem import Storage
+from sae.store.left_out import LeftOut, read_left_out
 from sae.store.record import Record
 from sae.store.records import local_files, require_record
 from sae.subject.hooks import hook_width
@@ -32,8 +33,8 @@ class LiveSAE:
     hook_point: str
     separator: int | None
     """The token at the start of every document of the corpus, and so of every text here."""
-    unseen_ids: frozenset[int]
-    """Tokens whose activations the SAE was not trained on: they are neither encoded nor steered."""
+    left_out: LeftOut
+    """Activations that the SAE was not trained on: they are neither encoded nor steered."""
     max_tokens: int
     """Of a text, the separator included, and of what is generated from it."""
 
@@ -77,23 +78,16 @@ def _load(storage: Storage, sae_ref: str, spec: dict[str, Any], subjects: dict[s
     if (width := hook_width(subject.model, hook_point)) != sae.d_in:
         raise InputError(f"{sae_ref}: takes activations of width {sae.d_in}, {hook_point} yields {width}")
     tokens = require_record(storage, spec["tokens"][0])
+    snapshot = require_record(storage, spec["snapshots"]["train"])
     return LiveSAE(
         sae=sae,
         subject=subject,
         model_name=_model_name(require_record(storage, ref)),
         hook_point=hook_point,
         separator=tokens.metrics.get("separator_id"),
-        unseen_ids=_unseen_ids(storage, spec, tokens),
+        left_out=read_left_out(storage, snapshot.spec["parts"][0]),
         max_tokens=min(int(tokens.spec["context_tokens"]), MAX_TEXT_TOKENS),
     )
-
-
-def _unseen_ids(storage: Storage, spec: dict[str, Any], tokens: Record) -> frozenset[int]:
-    """Special tokens, unless their activations were stored."""
-    snapshot = require_record(storage, spec["snapshots"]["train"])
-    if require_record(storage, snapshot.spec["parts"][0]).spec["keep_special"]:
-        return frozenset()
-    return frozenset(tokens.metrics["special_ids"])
 
 
 def _model_name(record: Record) -> str:

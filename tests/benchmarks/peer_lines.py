@@ -12,6 +12,7 @@ import torch
 from sae.evaluate.cross_entropy import measure_cross_entropy
 from sae.evaluate.geometry import decoder_geometry
 from sae.metrics import FiringCounts, ReconstructionSums, ShrinkageSums, ce_recovered
+from sae.store.left_out import LeftOut
 from tests.benchmarks import peer_formulas as exact
 from tests.benchmarks.peer_formulas import Rows
 from tests.benchmarks.peer_world import HOOK_POINT, PEAKY, SPECIAL, Case, K, World
@@ -195,7 +196,7 @@ class Downstream:
         model = copy.deepcopy(case.model)
         model.get_output_embeddings().weight.mul_(unembedding)
         mean = case.x.mean(dim=0).numpy()
-        self.found = measure_cross_entropy(model, HOOK_POINT, case.sae, mean, world.contexts, unseen_ids)
+        self.found = measure_cross_entropy(model, HOOK_POINT, case.sae, mean, world.contexts, LeftOut(unseen_ids))
         self.seen = ~torch.isin(self.tokens, torch.tensor(unseen_ids, dtype=torch.int64))
         model, sae = model.double(), copy.deepcopy(case.sae).double()
         self.logits = exact.variant_logits(model, HOOK_POINT, sae, self.tokens, self.seen)

@@ -286,6 +286,8 @@ def _commit_part(storage, spec, part, act, seq, pos, token) -> None:
 
 def _commit_plan(storage, spec, n_parts: int, contexts_per_part: int, tokens_per_part: int, directions=None) -> None:
     metrics = {"n_parts": n_parts, "contexts_per_part": contexts_per_part, "tokens_per_part": tokens_per_part}
+    if isinstance(spec, PartsSpec):
+        metrics["dropped_ids"] = [SPECIAL]
     with storage.staging() as folder:
         if directions is not None:
             save_file({"directions": torch.from_numpy(directions)}, folder / "directions.safetensors")

@@ -11,6 +11,7 @@ from sae.architectures.config import StandardConfig
 from sae.evaluate import cross_entropy
 from sae.evaluate.cross_entropy import measure_cross_entropy
 from sae.store.contexts import PADDING, Contexts
+from sae.store.left_out import LeftOut
 
 HOOK_POINT = "gpt_neox.layers.0.mlp.act"
 VOCAB, D_MLP, T = 30, 12, 9
@@ -79,6 +80,13 @@ def naive_losses(model, contexts: Contexts, change) -> list[list[float]]:
     ]
 
 
+def naive_activations(model, contexts: Contexts) -> list[torch.Tensor]:
+    """The activation of every token that is no padding."""
+    found = []
+    naive_logits(model, contexts, lambda act, ids: found.extend(act) or act)
+    return found
+
+
 def where(value):
     """An edit that leaves special tokens as they are."""
     return lambda act, ids: torch.where((ids != SPECIAL)[:, None], value(act), act)
@@ -98,7 +106,7 @@ def test_losses_equal_forwards_by_hand(model, contexts, elements: int, monkeypat
     mean = np.linspace(0, 1, D_MLP)
     sae = random_sae()
     found = measure_cross_entropy(
-        model, HOOK_POINT, sae, mean, contexts, (SPECIAL,), others={"half": lambda act: act / 2}
+        model, HOOK_POINT, sae, mean, contexts, LeftOut((SPECIAL,)), others={"half": lambda act: act / 2}
     )
     changes = {
         "clean": lambda act, ids: act,
@@ -115,6 +123,24 @@ def test_losses_equal_forwards_by_hand(model, contexts, elements: int, monkeypat
         assert found.mean(variant) == pytest.approx(np.mean(flat), rel=1e-4)
     means = [found.mean(variant) for variant in changes]
     assert len({round(value, 3) for value in means}) == 5
+
+
+def test_attention_sinks_that_no_training_saw_keep_their_activations(model, contexts) -> None:
+    norms = [float(act.norm()) for act in naive_activations(model, contexts)]
+    limit = float(np.quantile(norms, 0.8))
+    sae = random_sae()
+    found = measure_cross_entropy(
+        model, HOOK_POINT, sae, np.zeros(D_MLP), contexts, LeftOut((SPECIAL,), norm_limit=limit)
+    )
+
+    def change(act: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        chosen = (ids != SPECIAL) & (act.norm(dim=1) <= limit)
+        return torch.where(chosen[:, None], sae(act).detach(), act)
+
+    expected = naive_losses(model, contexts, change)
+    np.testing.assert_allclose(found.losses["sae"], [sum(losses) for losses in expected], rtol=1e-4)
+    everywhere = measure_cross_entropy(model, HOOK_POINT, sae, np.zeros(D_MLP), contexts, LeftOut((SPECIAL,)))
+    assert everywhere.mean("sae") != pytest.approx(found.mean("sae"), rel=1e-3)
 
 
 def test_a_perfect_sae_costs_nothing(model, contexts) -> None:
@@ -135,7 +161,7 @@ def test_the_model_is_left_as_it_was(model, contexts) -> None:
 def test_divergence_equals_torchs_from_the_untouched_distribution(model, contexts, monkeypatch) -> None:
     monkeypatch.setattr(cross_entropy, "BATCH_ELEMENTS", 3 * T * VOCAB)
     sae = random_sae()
-    found = measure_cross_entropy(model, HOOK_POINT, sae, np.zeros(D_MLP), contexts, (SPECIAL,))
+    found = measure_cross_entropy(model, HOOK_POINT, sae, np.zeros(D_MLP), contexts, LeftOut((SPECIAL,)))
     clean = naive_logits(model, contexts, lambda act, ids: act)
     for variant, value in (("sae", lambda act: sae(act).detach()), ("zero", torch.zeros_like)):
         changed = naive_logits(model, contexts, where(value))
@@ -151,7 +177,9 @@ def test_divergence_equals_torchs_from_the_untouched_distribution(model, context
 def test_increase_by_position_equals_a_plain_loop(model, contexts) -> None:
     sae = random_sae()
     edges = np.array([0, 1, 4, T])
-    found = measure_cross_entropy(model, HOOK_POINT, sae, np.zeros(D_MLP), contexts, (SPECIAL,), position_edges=edges)
+    found = measure_cross_entropy(
+        model, HOOK_POINT, sae, np.zeros(D_MLP), contexts, LeftOut((SPECIAL,)), position_edges=edges
+    )
     clean = naive_losses(model, contexts, lambda act, ids: act)
     spliced = naive_losses(model, contexts, where(lambda act: sae(act).detach()))
     for i, (before, after) in enumerate(zip(clean, spliced, strict=True)):

@@ -131,7 +131,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, one_layer_model: Path, synt
         keep_special=False,
         seed=0,
     )
-    _commit(storage, parts)
+    _commit(storage, parts, {"dropped_ids": [SEPARATOR]})
     snapshot = SnapshotSpec(parts=(parts.ref,), n_tokens=None)
     _commit(storage, snapshot)
 
