@@ -1,55 +1,143 @@
-"""Extraction of a part against the bare hooked forward over the same contexts."""
+"""Extraction of parts against the bare hooked forward over the same batches, for one, two and four hook points."""
 
-from collections.abc import Iterator
+import itertools
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from sae.extract.config import ActivationsConfig, CorpusConfig, StdlibSource
-from sae.extract.corpus import commit_segment, training_texts
-from sae.extract.part import extract_part, plan_parts
-from sae.extract.tokens import tokenize_segment
-from sae.plan import PipelineConfig, make_plan
-from sae.store.contexts import read_contexts
+from sae.extract.config import PartsSpec, TokensSpec
+from sae.extract.part import extract_parts, plan_parts
+from sae.store.contexts import Contexts, read_contexts, write_contexts
 from sae.store.filesystem import Storage
+from sae.store.records import commit
 from sae.subject.config import EmbeddedLM
-from sae.subject.embedded import train_embedded_lm, train_tokenizer
+from sae.subject.embedded import new_model
 from sae.subject.hooks import capture
-from sae.subject.load import load_subject
-from sae.train.config import TrainConfig
-from tests.benchmarks.timing import Row, compare
+from sae.subject.load import Subject
+from tests.benchmarks.timing import Row
+
+CONTEXT_TOKENS, VOCAB_SIZE = 128, 2048
+NOWHERE = "0" * 16
+EMBEDDED = ("mlp.act", "mlp.dense_h_to_4h", "attention.dense", "mlp.dense_h_to_4h:input")
+"""512, 512, 128 and 128 wide; the first is the default recipe's, and the last that is computed."""
+N_ROUNDS = 5
 
 
 def extraction(folder: Path) -> Iterator[Row]:
     """Tokens/s: forward, copy, filter, permute, write, hash and commit, over the forward alone."""
-    config = PipelineConfig(
-        subject=EmbeddedLM(n_steps=0),
-        corpus=CorpusConfig(segments=(StdlibSource(max_documents=60),)),
-        activations=ActivationsConfig(),
-        saes=(TrainConfig.model_validate({"sae": {"architecture": "topk", "d_sae": 2048, "k": 24}}),),
+    threads = torch.get_num_threads()
+    embedded = new_model(EmbeddedLM(), VOCAB_SIZE, CONTEXT_TOKENS, seed=0)
+    points = [f"gpt_neox.layers.0.{name}" for name in EMBEDDED]
+    for n_threads in sorted({1, threads}):
+        torch.set_num_threads(n_threads)
+        what = f"embedded subject, torch threads: {n_threads}"
+        # 16 parts of 16 MiB; the default recipe has 16 of 64 MiB.
+        yield from _measure(folder / f"embedded-{n_threads}", what, embedded, points, 2048, 32, 16 << 20)
+    torch.set_num_threads(threads)
+    points = [f"gpt_neox.layers.{layer}" for layer in (5, 4, 3, 2)]
+    yield from _measure(
+        folder / "six-layers", f"6 x 512, torch threads: {threads}", _six_layers(), points, 64, 8, 1 << 21
     )
-    storage, plan = Storage(str(folder / "root")), make_plan(config)
-    ((source, segment),) = plan.segments
-    commit_segment(storage, segment, source)
-    assert plan.tokenizer
-    train_tokenizer(storage, plan.tokenizer, training_texts(storage, segment.ref, source))
-    tokenize_segment(storage, plan.tokens[0], source)
-    train_embedded_lm(storage, plan.subject)
-    (spec,) = plan.parts[config.hook_points[0], "train"]
-    metrics = plan_parts(storage, spec).metrics
-    subject = load_subject(storage, plan.subject.ref)
-    contexts = read_contexts(storage, spec.tokens, "train", 0, metrics["contexts_per_part"])
-    tokens = torch.tensor(contexts.tokens, dtype=torch.int64)
+
+
+def _measure(
+    folder: Path, what: str, model: Any, points: list[str], n_contexts: int, batch_contexts: int, part_bytes: int
+) -> Iterator[Row]:
+    """Bare forward, and extraction of 1, 2 and 4 hook points, in turn; every round writes new part sets."""
+    storage = Storage(str(folder))
+    tokens = _tokens(storage, n_contexts)
+    subject = Subject(model.eval().requires_grad_(False), tokenizer=None, special_ids=(0,), causal=True)
+    seeds = itertools.count()
+
+    def planned(n_points: int) -> Callable[[], object]:
+        seed = next(seeds)
+        specs = [_parts(tokens, point, batch_contexts, part_bytes, seed) for point in points[:n_points]]
+        parts = [range(plan_parts(storage, spec, subject=subject).metrics["n_parts"]) for spec in specs]
+        return lambda: extract_parts(storage, specs, parts, subject=subject)
+
+    batches = torch.tensor(read_contexts(storage, tokens.ref, "train").tokens, dtype=torch.int64).split(batch_contexts)
 
     def bare() -> None:
-        with torch.no_grad(), capture(subject.model, [spec.hook_point]) as read:
-            for batch in tokens.split(spec.batch_contexts):
+        with torch.no_grad(), capture(model, points[:1]) as read:
+            for batch in batches:
                 read(batch)
 
-    yield compare(
-        "extraction of a part / bare hooked forward (d_in 512)",
-        lambda: extract_part(storage, [spec], 0, subject=subject),
-        bare,
-        tokens.numel(),
-        "tokens",
+    times: dict[int, list[float]] = {0: [], 1: [], 2: [], 4: []}
+    for _ in range(N_ROUNDS + 1):
+        for n_points, spent in times.items():
+            call = planned(n_points) if n_points else bare
+            os.sync()  # what was written before must not be paid for now
+            started = time.perf_counter()
+            call()
+            spent.append(time.perf_counter() - started)
+    n_tokens = n_contexts * CONTEXT_TOKENS
+    medians = {n_points: statistics.median(spent[1:]) for n_points, spent in times.items()}
+    for n_points in (1, 2, 4):
+        yield Row(
+            f"extraction, {what}, hook points: {n_points}",
+            f"{n_tokens / medians[n_points]:,.0f} tokens/s",
+            f"{n_tokens / medians[0]:,.0f} tokens/s",
+            tuple(b / a for a, b in zip(times[n_points][1:], times[0][1:], strict=True)),
+        )
+
+
+def _six_layers() -> Any:
+    config = GPTNeoXConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=512,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        intermediate_size=2048,
+        max_position_embeddings=CONTEXT_TOKENS,
+    )
+    return GPTNeoXForCausalLM(config)
+
+
+def _tokens(storage: Storage, n_contexts: int) -> TokensSpec:
+    """Commit random contexts; one token in a hundred is special."""
+    spec = TokensSpec(
+        segment=f"segments/{NOWHERE}",
+        tokenizer=f"tokenizers/{NOWHERE}",
+        context_tokens=CONTEXT_TOKENS,
+        packing=True,
+        syntax=False,
+        seed=0,
+    )
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(1, VOCAB_SIZE, (n_contexts, CONTEXT_TOKENS), np.int32)
+    tokens[rng.random(tokens.shape) < 0.01] = 0
+    metrics = {
+        "train": {"n_contexts": n_contexts},
+        "context_tokens": CONTEXT_TOKENS,
+        "special_ids": [0],
+        "pad_id": None,
+        "vocab_size": VOCAB_SIZE,
+    }
+    with storage.staging() as folder:
+        seq = np.arange(n_contexts, dtype=np.int32)
+        write_contexts(folder / "train.parquet", Contexts(seq, tokens, np.zeros_like(tokens), labels=None))
+        commit(storage, spec, folder, metrics, seconds=0.0)
+    return spec
+
+
+def _parts(tokens: TokensSpec, hook_point: str, batch_contexts: int, part_bytes: int, seed: int) -> PartsSpec:
+    return PartsSpec(
+        tokens=tokens.ref,
+        subject=f"subjects/{NOWHERE}",
+        split="train",
+        hook_point=hook_point,
+        dtype="float16",
+        part_bytes=part_bytes,
+        row_group_bytes=part_bytes // 16,
+        batch_contexts=batch_contexts,
+        keep_special=False,
+        max_norm_multiple=10.0,
+        seed=seed,
     )
