@@ -20,6 +20,7 @@ from sae.store.encoding import stored_dtype
 from sae.store.filesystem import Storage
 from sae.store.mixing import expected_variance
 from sae.store.order import RowGroups, ShuffleConfig, ShuffleSizes
+from sae.store.ranges import PIECE_BYTES
 from sae.store.records import read_record
 from sae.store.s3 import UPLOAD_BYTES
 from sae.store.windows import WINDOWS_AHEAD
@@ -126,8 +127,8 @@ def count_requests(plan: Plan, places: Sequence[PlaceEstimate], training: Sequen
     """Requests that the rest of the work takes on a bucket, about: retries and everything but activations left out.
 
     A part: `upload_requests`; asked for before, in its commit, and by its snapshot. A row group: read once an epoch by
-    each sweep, and with its identity (a second range) by the statistics of every SAE, by the evaluation where it is
-    held out.
+    each sweep, and with its identity (another range) by the statistics of every SAE, by the evaluation where it is
+    held out; in pieces when it is large.
     """
     puts = gets = 0
     for place in places:
@@ -139,8 +140,9 @@ def count_requests(plan: Plan, places: Sequence[PlaceEstimate], training: Sequen
             continue
         here = [t for t in training if t.hook_point == place.hook_point and not t.done]
         passes = sum(epochs for (hook_point, _), epochs in sweeps.items() if hook_point == place.hook_point)
-        gets += round(place.n_row_groups * passes) if place.split == "train" else 0
-        gets += 2 * place.n_row_groups * len(here) * (2 if place.split == "heldout" else 1)
+        pieces = -(-group_bytes(place) // PIECE_BYTES)
+        gets += round(place.n_row_groups * pieces * passes) if place.split == "train" else 0
+        gets += (pieces + 1) * place.n_row_groups * len(here) * (2 if place.split == "heldout" else 1)
     return Requests(puts, gets)
 
 
@@ -170,12 +172,16 @@ def shuffle_sizes(place: PlaceEstimate) -> ShuffleSizes:
     return ShuffleConfig().sizes(RowGroups.of([rows]), place.d_in * stored_dtype(place.dtype).itemsize)
 
 
+def group_bytes(place: PlaceEstimate) -> int:
+    """Bytes of a row group's vectors."""
+    return min(place.row_group_rows, place.part_rows) * place.d_in * stored_dtype(place.dtype).itemsize
+
+
 def window_bytes(place: PlaceEstimate, batch_rows: int) -> int:
     """Memory of the loader: the windows in use, those read ahead, and two batches in float32."""
     shuffle = shuffle_sizes(place)
-    group_bytes = min(place.row_group_rows, place.part_rows) * place.d_in * stored_dtype(place.dtype).itemsize
     n_groups = shuffle.window_row_groups + WINDOWS_AHEAD * shuffle.groups_per_window(batch_rows)
-    return min(n_groups, place.n_row_groups) * group_bytes + 2 * batch_rows * place.d_in * 4
+    return min(n_groups, place.n_row_groups) * group_bytes(place) + 2 * batch_rows * place.d_in * 4
 
 
 def batch_variance(plan: Plan, place: PlaceEstimate, batch_rows: int, rho: float) -> float:

@@ -17,13 +17,11 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 from sae.errors import TransientError
 from sae.store.filesystem import Storage
-from sae.store.ranges import Range
+from sae.store.ranges import PIECE_BYTES, Range
 from sae.store.signed_get import AgainError, Piece, SignedGets
 
 N_STREAMS = 32
 """Requests in flight. One stream of S3 carries some 80 MB/s."""
-PIECE_BYTES = 8 << 20
-"""Where streams would be idle otherwise, a range is divided into pieces not smaller than this."""
 ATTEMPTS = 8
 PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.1, 5.0
 """Pauses are drawn from [0, bound] (full jitter). The bound begins with the first and doubles up to the second."""
