@@ -65,7 +65,7 @@ def deal_part(storage: Storage, spec: DealtPartsSpec, part: int, *, progress: Pr
     deal = _deal(source, spec.remix)
     random = philox("remix: deal", spec.remix.seed, entry.ref, entry.part)
     places = deal.destination(part, random.permutation(entry.n_rows))
-    groups = [(part, group) for group in range(len(entry.layout.row_groups))]
+    groups = [(part, group) for group in range(int(np.diff(source.group_starts[part : part + 2])[0]))]
     act, identity = _read(storage, source, groups, places, progress)
     with storage.staging() as folder:
         layout = write_part(
@@ -73,7 +73,7 @@ def deal_part(storage: Storage, spec: DealtPartsSpec, part: int, *, progress: Pr
             act,
             *identity,
             row_group_rows=deal.row_groups(part),
-            encoding=entry.layout.encoding,
+            encoding=entry.encoding,
         )
         # Sums over the rows are those of the source's part: they are the same rows.
         metrics = require_record(storage, entry.ref, entry.part).metrics | {
@@ -258,7 +258,7 @@ def _bring_to_one_encoding(
 
     Returns: their encoding; where all parts have the same one, that, and no value is touched.
     """
-    encodings = {part: snapshot.parts[part].layout.encoding for part, _ in groups}
+    encodings = {part: snapshot.parts[part].encoding for part, _ in groups}
     first, *others = dict.fromkeys(encodings.values())
     if not others:
         return first

@@ -96,10 +96,18 @@ class PartTable:
 
     def layout(self, index: int, encoding: Encoding) -> PartLayout:
         """Where a part's row groups lie, and what its stored values mean."""
-        groups = slice(int(self.starts[index]), int(self.starts[index + 1]))
+        row_groups = self._row_groups(slice(int(self.starts[index]), int(self.starts[index + 1])))
+        return PartLayout(n_rows=int(self.n_rows[index]), d_in=self.d_in, encoding=encoding, row_groups=row_groups)
+
+    def row_group(self, index: int, group: int) -> RowGroup:
+        """One of a part's row groups."""
+        place = int(self.starts[index]) + range(int(self.starts[index + 1] - self.starts[index]))[group]
+        return self._row_groups(slice(place, place + 1))[0]
+
+    def _row_groups(self, groups: slice) -> tuple[RowGroup, ...]:
         columns = (self.group_rows[groups], self.offsets[:, groups].T, self.hashes[:, groups].T)
         rows = zip(*(column.tolist() for column in columns), strict=True)
-        row_groups = tuple(
+        return tuple(
             RowGroup(
                 offset=offsets[0],
                 n_rows=n_rows,
@@ -109,7 +117,6 @@ class PartTable:
             )
             for n_rows, offsets, (xxh3, identity_xxh3) in rows
         )
-        return PartLayout(n_rows=int(self.n_rows[index]), d_in=self.d_in, encoding=encoding, row_groups=row_groups)
 
     def slice(self, start: int, stop: int) -> "PartTable":
         """The parts [start, stop)."""

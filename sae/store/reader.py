@@ -116,11 +116,11 @@ class RowGroupReader:
 
     def _vectors(self, part: int, group: int, out: np.ndarray) -> "_Wanted":
         assert out.flags.c_contiguous, "a copy would be filled"
-        place = self._snapshot.parts[part].layout.row_groups[group]
+        place = self._snapshot.parts[part].row_group(group)
         return _Wanted(part, group, "vectors", place.offset, _bytes(out), None, out, place.xxh3, decode_vectors)
 
     def _identity(self, part: int, group: int) -> "_Wanted":
-        place = self._snapshot.parts[part].layout.row_groups[group]
+        place = self._snapshot.parts[part].row_group(group)
         out = np.empty((len(IDENTITY), place.n_rows), np.int32)
         start, *_, last = place.identity
         # Pages of one row group lie side by side: one read, with two page headers between the values.

@@ -17,7 +17,7 @@ from sae.store.moments import Sums, decode_vector, encode_vector
 from sae.store.part_sets import require_parts
 from sae.store.part_table import PART_FILE, PartTable, read_table, write_tables
 from sae.store.records import Record, commit, local_files, require_record
-from sae.store.writer import PartLayout
+from sae.store.writer import PartLayout, RowGroup
 
 __all__ = ["PART_FILE", "Snapshot", "SnapshotPart", "SnapshotSpec", "commit_snapshot", "encode_vector", "read_snapshot"]
 
@@ -48,17 +48,23 @@ class SnapshotPart:
     """Of the Parquet file, relative to the root."""
     n_bytes: int
     n_rows: int
-    _make_layout: Callable[[], PartLayout]
+    row_group: Callable[[int], RowGroup]
+    """Where one of its row groups lies: alone, where the layout would be thousands of them."""
+    _make_encoding: Callable[[], Encoding]
+    _make_layout: Callable[[Encoding], PartLayout]
 
     @functools.cached_property
-    def layout(self) -> PartLayout:
-        """Where its row groups lie, and what its stored values mean.
-
-        For int8 the part's record is read, which holds a scale and an offset for every dimension.
+    def encoding(self) -> Encoding:
+        """What its stored values mean. For int8 the part's record is read: a scale and an offset for every dimension.
 
         Raises: as `require_record`; StoreError when the part was made anew and is another one now.
         """
-        return self._make_layout()
+        return self._make_encoding()
+
+    @functools.cached_property
+    def layout(self) -> PartLayout:
+        """Where its row groups lie, and what its stored values mean. Raises: as `encoding`."""
+        return self._make_layout(self.encoding)
 
 
 class SnapshotParts(Sequence[SnapshotPart]):
@@ -93,10 +99,12 @@ class SnapshotParts(Sequence[SnapshotPart]):
             path=table.path(index),
             n_bytes=int(table.n_bytes[index]),
             n_rows=int(table.n_rows[index]),
-            _make_layout=functools.partial(self._layout, index),
+            row_group=functools.partial(table.row_group, index),
+            _make_encoding=functools.partial(self._encoding, index),
+            _make_layout=functools.partial(table.layout, index),
         )
 
-    def _layout(self, index: int) -> PartLayout:
+    def _encoding(self, index: int) -> Encoding:
         table = self.table
         encoding = table.encoding(index)
         if encoding is None:
@@ -107,7 +115,7 @@ class SnapshotParts(Sequence[SnapshotPart]):
                     f"({record.content}). Delete the snapshot and what was built on it, and run extract again."
                 )
             encoding = Encoding.model_validate(record.metrics["layout"]["encoding"])
-        return table.layout(index, encoding)
+        return encoding
 
 
 @dataclass(frozen=True, eq=False)
