@@ -130,12 +130,18 @@ def write_index(storage: Storage, ref: str, n_parts: int, parts: range) -> None:
     if len(parts) < 2 or parts not in groups_of(n_parts):
         return
     records = list(_in_order(lambda part: require_record(storage, ref, part), parts))
-    found = _group(records)
-    buffer = io.BytesIO()
-    sums = json.dumps(found.sums, sort_keys=True)
-    write_tables(buffer, [found.table], {"sae.index": INDEX_VERSION, "sae.sums": sums})
+    path, data = index_file(_group(records))
+    storage.replace(path, data)
+
+
+def index_file(group: PartGroup) -> tuple[str, bytes]:
+    """The path and the bytes of a group's index."""
+    table, buffer = group.table, io.BytesIO()
+    sums = json.dumps(group.sums, sort_keys=True)
+    write_tables(buffer, [table], {"sae.index": INDEX_VERSION, "sae.sums": sums})
     data = buffer.getvalue()
-    storage.replace(layout.index_path(ref, parts[0], parts[-1], xxhash.xxh3_64_hexdigest(data)), data)
+    first, last = int(table.part[0]), int(table.part[-1])
+    return layout.index_path(table.refs[0], first, last, xxhash.xxh3_64_hexdigest(data)), data
 
 
 class _Stored:
@@ -174,8 +180,9 @@ class _Stored:
 
 def _list(storage: Storage, ref: str, n_parts: int) -> _Stored:
     stored = _Stored(n_parts)
-    for name, n_bytes in storage.sizes(layout.artefact_folder(ref)).items():
-        stored.note(name, n_bytes)
+    folder = layout.artefact_folder(ref)
+    for file in storage.walk(folder):
+        stored.note(file.path.removeprefix(f"{folder}/"), file.n_bytes)
     return stored
 
 

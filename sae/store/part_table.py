@@ -21,8 +21,8 @@ from sae.store.record import Record
 from sae.store.writer import PartLayout, RowGroup
 
 PART_FILE = "part.parquet"
-PARTS_AT_ONCE = 1 << 16
-"""Rows of a row group of the table on disk: what is written or read at once, some 100 MB."""
+PARTS_AT_ONCE = 1 << 14
+"""Rows of a row group of the table on disk: what is written or read at once, some 30 MB."""
 
 _PART_COLUMNS = {
     "part_set": pa.string(),
@@ -238,49 +238,44 @@ def _writer(where: Path | BinaryIO) -> pq.ParquetWriter:
 def read_table(source: Path | BinaryIO) -> tuple[PartTable, dict[str, str]]:
     """A table from its file, and the file's metadata, by name.
 
-    Memory: the table and one column of it.
+    Memory: the table, and PARTS_AT_ONCE parts of it once more.
     """
     with pq.ParquetFile(source) as file:
-        metadata = {name.decode(): value.decode() for name, value in (file.metadata.metadata or {}).items()}
+        about = file.metadata
+        metadata = {name.decode(): value.decode() for name, value in (about.metadata or {}).items()}
         of_parts = file.read(columns=list(_PART_COLUMNS))
-        refs = tuple(pc.unique(of_parts["part_set"]).to_pylist())
-        numbers = {
-            name: of_parts[name].to_numpy().astype(kind.to_pandas_dtype(), copy=False)
-            for name, kind in _PART_COLUMNS.items()
-            if name != "part_set"
-        }
-        sizes = pc.list_value_length(file.read(columns=["group_rows"])["group_rows"]).to_numpy()
-        starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-        offsets = np.empty((len(_OFFSETS), starts[-1]), _offset_dtype(int(numbers["n_bytes"].max(initial=0))))
-        hashes = np.empty((2, starts[-1]), np.uint64)
-        group_rows = np.empty(starts[-1], np.int32)
-        for out, name in zip((group_rows, *offsets, *hashes), _GROUP_COLUMNS, strict=True):
-            _fill(out, file, name)
+        numbers = {name: of_parts[name].to_numpy() for name in _PART_COLUMNS if name != "part_set"}
+        # Parquet counts a part without row groups as one value here: these are at least as many as there are.
+        blocks = [about.row_group(index) for index in range(about.num_row_groups)]
+        n_most = sum(block.column(len(_PART_COLUMNS)).num_values for block in blocks)
+        group_rows = np.empty(n_most, np.int32)
+        offsets = np.empty((len(_OFFSETS), n_most), _offset_dtype(int(numbers["n_bytes"].max(initial=0))))
+        hashes = np.empty((2, n_most), np.uint64)
+        sizes, n_groups = [np.zeros(1, np.int64)], 0
+        for index in range(about.num_row_groups):
+            block = file.read_row_group(index, columns=list(_GROUP_COLUMNS))
+            sizes.append(pc.list_value_length(block["group_rows"]).to_numpy())
+            here = slice(n_groups, n_groups + int(sizes[-1].sum()))
+            for out, name in zip((group_rows, *offsets, *hashes), _GROUP_COLUMNS, strict=True):
+                out[here] = pc.list_flatten(block[name]).to_numpy()
+            n_groups = here.stop
+    refs = tuple(pc.unique(of_parts["part_set"]).to_pylist())
     table = PartTable(
         d_in=int(metadata["sae.d_in"]),
         dtype=cast(Dtype, metadata["sae.dtype"]),
         refs=refs,
-        part_set=pc.index_in(of_parts["part_set"], pa.array(refs)).to_numpy().astype(np.int32, copy=False),
+        part_set=pc.index_in(of_parts["part_set"], pa.array(refs)).to_numpy(),
         part=numbers["part"],
         n_rows=numbers["n_rows"],
         n_bytes=numbers["n_bytes"],
         content=numbers["content"],
         exponent=numbers["exponent"],
-        starts=starts,
-        group_rows=group_rows,
-        offsets=offsets,
-        hashes=hashes,
+        starts=np.cumsum(np.concatenate(sizes), dtype=np.int64),
+        group_rows=group_rows[:n_groups],
+        offsets=offsets[:, :n_groups],
+        hashes=hashes[:, :n_groups],
     )
     return table, metadata
-
-
-def _fill(out: np.ndarray, file: pq.ParquetFile, name: str) -> None:
-    done = 0
-    for index in range(file.num_row_groups):
-        for chunk in file.read_row_group(index, columns=[name])[name].chunks:
-            values = chunk.flatten().to_numpy()
-            out[done : done + len(values)] = values
-            done += len(values)
 
 
 def _in_blocks(tables: Iterable[PartTable]) -> Iterator[PartTable]:
