@@ -1,7 +1,7 @@
 """`make bench`: speeds as ratios of two things measured in turn in this process; medians, with their spread.
 
 python -m tests.benchmarks [store] [extraction] [loading] [mixing] [remix] [remote] [training] [statistics] [report]
-[overhead]
+[overhead] [scale]
 """
 
 import sys
@@ -18,12 +18,13 @@ from tests.benchmarks.overhead import overhead
 from tests.benchmarks.remix import remix
 from tests.benchmarks.remote import remote
 from tests.benchmarks.report import report
+from tests.benchmarks.scale import scale
 from tests.benchmarks.statistics import statistics
 from tests.benchmarks.store_io import store_io
-from tests.benchmarks.timing import Row
+from tests.benchmarks.timing import Cost, Row
 from tests.benchmarks.training import training
 
-BENCHMARKS: dict[str, Callable[[Path], Iterator[Row]]] = {
+BENCHMARKS: dict[str, Callable[[Path], Iterator[Row] | Iterator[Cost]]] = {
     "store": store_io,
     "extraction": extraction,
     "loading": loading,
@@ -34,6 +35,7 @@ BENCHMARKS: dict[str, Callable[[Path], Iterator[Row]]] = {
     "statistics": statistics,
     "report": report,
     "overhead": overhead,
+    "scale": scale,
 }
 
 

@@ -22,6 +22,22 @@ class Row:
         return f"{self.what:<62} {self.ours:>16} {self.reference:>16} {ratio:>7}  {spread:<11} {len(self.ratios)} pairs"
 
 
+@dataclass(frozen=True)
+class Cost:
+    """One line of the table for work that has no reference: what it took."""
+
+    what: str
+    seconds: float
+    n_bytes: int
+    """Read or written."""
+    peak_bytes: int
+    """Most memory of the process that did it, libraries included."""
+
+    def __str__(self) -> str:
+        memory = f"peak {self.peak_bytes / 1e6:,.0f} MB"
+        return f"{self.what:<62} {self.seconds:>14,.1f} s {self.n_bytes / 1e6:>13,.1f} MB {memory:>16}"
+
+
 def compare(
     what: str,
     ours: Callable[[], object],
