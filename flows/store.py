@@ -128,32 +128,35 @@ def _verify(options: argparse.Namespace) -> int:
     root, named = read_targets(options.root, options.refs)
     storage = open_root(root or DEFAULT_ROOT)
     targets = all_targets(storage) if options.all else records_of(storage, named)
-    problems = _print_problems(storage, targets)
-    return FAILURE if problems else 0
+    if not _print_problems(storage, targets):
+        return 0
+    print("`sae-pipeline store repair CONFIG`, with the config it was made with, computes it again", file=sys.stderr)
+    return FAILURE
 
 
 def _gc(options: argparse.Namespace) -> int:
     from sae.memory import readable
-    from sae.store.collect import delete_garbage, find_garbage
+    from sae.store.collect import delete_all, find_garbage
     from tasks.progress import show_progress
 
     storage = open_root(options.root or DEFAULT_ROOT)
-    n_deleted = n_kept = n_bytes = 0
+    n_gone = n_kept = n_bytes = 0
     with show_progress("gc") as progress:
         found = find_garbage(storage, options.grace * 3600, damaged_records=options.damaged_records, progress=progress)
-        for each in found:
+        deleted = delete_all(storage, found) if options.delete else ((each, True) for each in found)
+        for each, is_gone in deleted:
             size = "size unknown" if each.upload else f"{each.n_files} files, {readable(each.n_bytes)}"
             line = f"{each.kind}: {storage.uri(each.path)} ({size}, untouched for {each.age_seconds / 3600:.1f} h)"
-            if options.delete and not delete_garbage(storage, each):
+            if is_gone:
+                n_gone, n_bytes = n_gone + 1, n_bytes + each.n_bytes
+                print(f"{'deleted ' if options.delete else ''}{line}")
+            else:
                 n_kept += 1
                 print(f"kept, somebody is writing it: {line}")
-                continue
-            n_deleted, n_bytes = n_deleted + 1, n_bytes + each.n_bytes
-            print(f"{'deleted ' if options.delete else ''}{line}")
-    if not options.delete and n_deleted:
-        print(f"{n_deleted} things, {readable(n_bytes)}; nothing was deleted. `store gc --delete` deletes them.")
-    elif n_deleted or n_kept:
-        print(f"deleted {n_deleted} things, {readable(n_bytes)}" + (f"; kept {n_kept}" if n_kept else ""))
+    if not options.delete and n_gone:
+        print(f"{n_gone} things, {readable(n_bytes)}; nothing was deleted. `store gc --delete` deletes them.")
+    elif n_gone or n_kept:
+        print(f"deleted {n_gone} things, {readable(n_bytes)}" + (f"; kept {n_kept}" if n_kept else ""))
     else:
         print(f"nothing to delete in {storage.root}")
     return 0

@@ -7,7 +7,7 @@ his for as long as he lives (claims.py).
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple
 
 from sae.config import FrozenConfig
@@ -16,8 +16,10 @@ from sae.progress import Progress, silent
 from sae.store import claims, layout
 from sae.store.filesystem import Storage
 from sae.store.records import read_record
+from sae.store.threads import in_order
 
 GRACE_SECONDS = 24 * 3600.0
+DELETES_IN_FLIGHT = 16
 
 Kind = Literal["unrecorded files", "checkpoints", "staging", "temporary file", "damaged record", "torn upload"]
 
@@ -133,6 +135,14 @@ def find_garbage(
         if now - file.modified >= grace_seconds:
             found = _garbage("torn upload", file.path, Sum(1, 0, file.modified), now)
             yield found.model_copy(update={"upload": upload})
+
+
+def delete_all(storage: Storage, found: Iterable[Garbage]) -> Iterator[tuple[Garbage, bool]]:
+    """Delete many things, several at a time.
+
+    Yields: each, in order, and whether it is gone. Raises: as delete_garbage.
+    """
+    yield from in_order(lambda each: (each, delete_garbage(storage, each)), found, DELETES_IN_FLIGHT, "gc")
 
 
 def delete_garbage(storage: Storage, found: Garbage) -> bool:

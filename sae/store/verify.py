@@ -1,10 +1,9 @@
 """Every stored byte against the commit records: several files at a time, a few megabytes of memory."""
 
 import contextlib
+import functools
 import re
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 from sae.errors import DamagedError, StoreError
@@ -15,6 +14,7 @@ from sae.store.files import stored_difference
 from sae.store.filesystem import Storage
 from sae.store.records import read_record
 from sae.store.snapshot import read_snapshot
+from sae.store.threads import in_order
 
 THREADS = 4
 """A disk is read at its speed by one or two, and hashing is faster than that; a bucket gains by each."""
@@ -77,21 +77,12 @@ def verify_targets(
 
     Raises: TransientError when storage fails in a way that may pass; StoreError when a file may not be read.
     """
-    with ThreadPoolExecutor(threads, thread_name_prefix="verify") as pool:
-        ahead: deque[Future[Checked]] = deque()
-        waiting = iter(targets)
-        n_bytes = 0
-        try:
-            for done in range(len(targets)):
-                for target in _some(waiting, 4 * threads - len(ahead)):
-                    ahead.append(pool.submit(_verify, storage, target))
-                checked = ahead.popleft().result()
-                n_bytes += checked.n_bytes
-                progress(done + 1, len(targets), "records", f"{n_bytes / 1e9:.2f} GB read")
-                yield checked
-        finally:
-            for future in ahead:
-                future.cancel()
+    n_bytes = 0
+    checked = in_order(functools.partial(_verify, storage), targets, threads, "verify")
+    for done, each in enumerate(checked):
+        n_bytes += each.n_bytes
+        progress(done + 1, len(targets), "records", f"{n_bytes / 1e9:.2f} GB read")
+        yield each
 
 
 def _verify(storage: Storage, target: Target) -> Checked:
@@ -110,10 +101,3 @@ def _verify(storage: Storage, target: Target) -> Checked:
         if difference := stored_difference(storage, path, entry):
             problems.append(Problem(target, f"{storage.uri(path)}: {difference}"))
     return Checked(target, len(record.files), sum(entry.n_bytes for entry in record.files), tuple(problems))
-
-
-def _some(items: Iterator[Target], n: int) -> Iterator[Target]:
-    for _ in range(n):
-        if (item := next(items, None)) is None:
-            return
-        yield item

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sae.store import layout
-from sae.store.collect import Garbage, delete_garbage, find_garbage
+from sae.store.collect import Garbage, delete_all, delete_garbage, find_garbage
 from sae.store.filesystem import Storage
 from sae.store.records import commit, read_record, require_record, verify
 from tests.sae.store import paused
@@ -84,7 +84,7 @@ def files(storage: Storage) -> set[str]:
 
 def collect(storage: Storage, **options: object) -> list[Garbage]:
     found = list(find_garbage(storage, grace_seconds=0, **options))  # type: ignore[arg-type]
-    assert all(delete_garbage(storage, each) for each in found)
+    assert list(delete_all(storage, found)) == [(each, True) for each in found]
     return found
 
 
