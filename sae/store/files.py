@@ -1,5 +1,6 @@
 """Stored files against what their commit record says of them: size and xxh3, checked before content is trusted."""
 
+import contextlib
 import functools
 import os
 import time
@@ -10,9 +11,10 @@ import xxhash
 from sae.config import FrozenConfig
 from sae.errors import StoreError, TransientError
 from sae.store.filesystem import Storage
+from sae.store.ranges import Range, open_ranges
 
-BLOCK_BYTES = 1 << 23
-"""Read at once: files are hashed in a stream, never held whole."""
+BLOCK_BYTES = 1 << 25
+"""Read at once from S3, in pieces that come side by side: files are hashed in a stream, never held whole."""
 CACHED_BYTES = 1 << 18
 """Read at once from a local disk, into the same memory, which stays in a core's own cache: twice as fast."""
 SETTLED_NS = 2_000_000_000
@@ -61,9 +63,16 @@ def stored_difference(storage: Storage, path: str, entry: FileEntry) -> str | No
         return local_difference(Path(storage.full(path)), entry)
     if (difference := size_difference(stored_size(storage, path), entry)) is not None:
         return difference
+    if entry.n_bytes <= BLOCK_BYTES:
+        return _hash_difference(xxhash.xxh3_64_hexdigest(storage.read_bytes(path, 0, BLOCK_BYTES)), entry)
     hasher = xxhash.xxh3_64()
-    for start in range(0, entry.n_bytes, BLOCK_BYTES):
-        hasher.update(storage.read_bytes(path, start, min(start + BLOCK_BYTES, entry.n_bytes)))
+    block = memoryview(bytearray(BLOCK_BYTES))
+    with contextlib.closing(open_ranges(storage)) as reader:
+        for start in range(0, entry.n_bytes, BLOCK_BYTES):
+            wanted = Range(path, start, block[: entry.n_bytes - start])
+            if not all(reader.read([wanted])):
+                return "it became shorter while it was read"
+            hasher.update(wanted.buffer)
     return _hash_difference(hasher.hexdigest(), entry)
 
 

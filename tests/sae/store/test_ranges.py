@@ -15,9 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import xxhash
 
 from sae.errors import DamagedError, StoreError, TransientError
+from sae.store import files as store_files
 from sae.store import http_ranges, s3, signed_get
+from sae.store.files import FileEntry, stored_difference
 from sae.store.filesystem import Storage
 from sae.store.http_ranges import HttpRanges
 from sae.store.loader import open_loader
@@ -370,6 +373,23 @@ def write_certificate(folder: Path) -> Path:
         + certificate.public_bytes(pem)
     )
     return path
+
+
+def test_a_large_file_is_compared_with_its_record_through_every_fault_but_a_flip(
+    s3_root: str, hop: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_files, "BLOCK_BYTES", 3_000)
+    storage = Storage(s3_root)
+    (path, data), *_ = fill(storage, 1).items()
+    entry = FileEntry(name="file-0", n_bytes=len(data), xxh3=xxhash.xxh3_64_hexdigest(data))
+    hop.fault = lottery(1, 0.1, [kind for kind in READING if kind != "flip"])
+    assert stored_difference(storage, path, entry) is None
+    assert hop.faults.total() > hop.faults[""]
+    hop.fault = lambda request: ""
+    storage.replace(path, data[:-1] + bytes([data[-1] ^ 1]))
+    assert "content differs" in str(stored_difference(storage, path, entry))
+    storage.replace(path, data[:-1])
+    assert stored_difference(storage, path, entry) == "99999 bytes, recorded 100000"
 
 
 # Row groups: the hash decides.
