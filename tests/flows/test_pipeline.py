@@ -160,6 +160,21 @@ def test_several_hook_points_and_a_sweep_share_extraction_and_reads(tmp_path: Pa
     assert report.metrics["n_saes"] == 3
 
 
+def test_the_run_says_how_many_rows_were_left_out_and_why(
+    copy: PipelineConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    from flows.extract import extract
+
+    with caplog.at_level("INFO", logger="flows.run"):
+        extract(copy)
+    (line,) = {m for m in caplog.messages if m.startswith("activations") and "untrained" not in m}
+    snapshot = make_plan(copy).snapshots[copy.hook_points[0], "train"].ref
+    metrics = require_record(Storage(copy.execution.root), snapshot).metrics
+    n_rows, n_parts, n_special = (metrics[name] for name in ("n_rows", "n_parts", "n_special"))
+    assert n_special > 0
+    assert f"train: {n_rows:,} x 32, parts: {n_parts}, left out: special {n_special:,};" in line
+
+
 def test_an_appended_segment_leaves_the_old_artefacts_alone(copy: PipelineConfig, tmp_path: Path) -> None:
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "new.txt").write_text("alpha beta gamma delta return import value\n" * 60)
