@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PEERS := .bench/peers
 
-.PHONY: install run test test-all check format bench bench-peer-metrics clean
+.PHONY: install run test test-all check format bench bench-peer-metrics bench-peer-loading clean
 
 install: $(STAMP)
 
@@ -42,6 +42,10 @@ bench: install
 # Our measures beside the metric code of SAELens, SAEBench, sparsify and dictionary_learning, in an environment of theirs.
 bench-peer-metrics: install $(PEERS)/.installed
 	$(BIN)/python -m tests.benchmarks.peer_metrics $(PEERS)/bin/python
+
+# Our loader beside SAELens's cached activations, dictionary_learning's buffer and a shuffled memmap DataLoader.
+bench-peer-loading: install $(PEERS)/.installed
+	$(BIN)/python -m tests.benchmarks.peer_loading $(PEERS)/bin/python
 
 $(PEERS)/.installed: tests/benchmarks/peers/requirements.txt tests/benchmarks/peers/without-dependencies.txt
 	$(PYTHON) -m venv $(PEERS)

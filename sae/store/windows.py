@@ -28,6 +28,10 @@ WINDOWS_AHEAD = 2
 GROUPS_AT_ONCE = {True: 1, False: 8}
 """Row groups that a thread asks for at once, by whether the root is local."""
 
+VALUES_AT_ONCE = (1 << 15) - 1
+"""Values decoded at once on the CPU. torch divides what is larger over its threads, and these wait for each other,
+turning, for longer than the work takes where reading threads want the same cores."""
+
 
 class _Rows(NamedTuple):
     stored: Tensor
@@ -51,7 +55,11 @@ class HeldWindow:
     def decode(self, start: int, stop: int, out: Tensor) -> None:
         """Rows at positions [start, stop) as float32, to the device. out: [stop - start, d_in] float32"""
         rows = self.rows.result()
-        rows.decoder(rows.stored[start:stop], None if rows.part is None else rows.part[start:stop], out=out)
+        step = len(out) if out.is_cuda else max(1, VALUES_AT_ONCE // out.shape[1])
+        for first in range(0, len(out), step):
+            some = slice(start + first, min(start + first + step, stop))
+            part = None if rows.part is None else rows.part[some]
+            rows.decoder(rows.stored[some], part, out=out[first : first + step])
         if out.is_cuda:
             self.copied = torch.cuda.current_stream(out.device).record_event()
 

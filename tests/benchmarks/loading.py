@@ -1,27 +1,66 @@
-"""Shuffled batches against a raw sequential read of the same bytes."""
+"""Shuffled batches against a raw sequential read of the same bytes, and the memory they take.
 
+python -m tests.benchmarks.loading 1 4 16    peak memory for stores of so many GiB, written to a temporary folder
+
+The raw read takes a row group at a time from the page cache into one buffer, which stays in the processor's caches.
+Ours is an epoch of a loader that is open: checks of hashes, the shuffle, read-ahead, conversion to float32. The same
+without a shuffle, row groups in file order into buffers that are used again, is what it can come to at best.
+"""
+
+import contextlib
 import os
-from collections.abc import Iterator
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from sae.store.filesystem import Storage
 from sae.store.loader import open_loader
+from sae.store.order import RowGroups, ShuffleConfig
+from sae.store.reader import RowGroupReader, read_snapshot
+from sae.store.snapshot import Snapshot
+from tests.benchmarks.snapshots import random_rows, write_repeated
 from tests.benchmarks.timing import Row, compare
-from tests.conftest import write_snapshot
 
-ROWS_PER_PART, N_PARTS, D_IN, BATCH_ROWS = 65_536, 6, 512, 2048
+STORES = {512: (64 << 20, 4 << 20), 4096: (256 << 20, 32 << 20)}
+"""Bytes of a part and of a row group, by d_in."""
+STORE_BYTES, BATCH_ROWS, MEMORY_GIB = 1 << 30, 4096, (1, 4)
 
 
 def loading(folder: Path) -> Iterator[Row]:
-    """Rows/s of one epoch: window reads, hash checks, the shuffle and float32 conversion, over plain reads."""
-    storage = Storage(str(folder / "root"))
-    rng = np.random.default_rng(0)
-    parts = [rng.standard_normal((ROWS_PER_PART, D_IN), np.float32).astype(np.float16) for _ in range(N_PARTS)]
-    snapshot = write_snapshot(storage, parts, row_group_rows=4096)
-    del parts
-    buffer = memoryview(bytearray(4 << 20))
+    """Rows/s on one core and on two, for narrow and wide rows; peak memory beside the bound that the loader states."""
+    for d_in in STORES:
+        storage = Storage(str(folder / str(d_in)))
+        snapshot = _write(storage, d_in, STORE_BYTES)
+        for n_cores in (1, 2):
+            with _cores(n_cores):
+                yield from _speeds(storage, snapshot, f"d_in {d_in}, {n_cores} core(s)", from_disk=False)
+        yield from _speeds(storage, snapshot, f"d_in {d_in}", from_disk=True)
+    yield from memory(MEMORY_GIB)
+
+
+def memory(sizes: Sequence[int]) -> Iterator[Row]:
+    """Peak memory of an epoch, without the libraries' own, for stores of so many GiB."""
+    for d_in in STORES:
+        for size in sizes:
+            with tempfile.TemporaryDirectory() as folder:
+                snapshot = _write(Storage(folder), d_in, size << 30)
+                command = [sys.executable, "-m", "tests.benchmarks.loading", folder, snapshot.ref]
+                done = subprocess.run(command, check=True, capture_output=True, text=True)
+                peak, bound = int(done.stdout), _bound(snapshot)
+                what = f"d_in {d_in}, {size} GiB: peak memory / what the loader states"
+                yield Row(what, f"{peak >> 20:,} MiB", f"{bound >> 20:,} MiB", (peak / bound,))
+
+
+def _speeds(storage: Storage, snapshot: Snapshot, where: str, *, from_disk: bool) -> Iterator[Row]:
+    loader, reader = open_loader(storage, snapshot, BATCH_ROWS, seed=0), RowGroupReader(storage, snapshot)
+    stored = np.empty((int(snapshot.group_rows_flat.max()), snapshot.d_in), np.float16)
+    decoded = torch.empty(stored.shape)
+    buffer = stored.reshape(-1).view(np.uint8).data
 
     def raw() -> None:
         for part in snapshot.parts:
@@ -31,11 +70,89 @@ def loading(folder: Path) -> Iterator[Row]:
                 offset += n_bytes
             os.close(descriptor)
 
+    def in_file_order() -> None:
+        for part, sizes in enumerate(snapshot.row_groups):
+            for group, n_rows in enumerate(sizes):
+                reader.read_into(part, group, stored[:n_rows])
+                decoded[:n_rows].copy_(torch.from_numpy(stored[:n_rows]))
+
     def shuffled() -> None:
-        loader = open_loader(storage, snapshot, BATCH_ROWS, seed=0)
         for _ in range(loader.batches_per_epoch):
             next(loader)
-        loader.close()
+
+    def evicted(call: Callable[[], None]) -> Callable[[], None]:
+        def evict_and_call() -> None:
+            for part in snapshot.parts:
+                descriptor = os.open(storage.full(part.path), os.O_RDONLY)
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+                os.close(descriptor)
+            call()
+
+        return evict_and_call
 
     rows = float(snapshot.n_rows)
-    yield compare("shuffled loader, one epoch / raw sequential read (float16)", shuffled, raw, rows, "rows")
+    if from_disk:
+        what = f"{where}: shuffled / raw read, from the disk"
+        yield compare(what, evicted(shuffled), evicted(raw), rows, "rows", n_pairs=3)
+    else:
+        yield compare(f"{where}: shuffled / raw read", shuffled, raw, rows, "rows")
+        yield compare(f"{where}: shuffled / file order, checked, float32", shuffled, in_file_order, rows, "rows")
+    loader.close()
+    reader.close()
+
+
+def _write(storage: Storage, d_in: int, n_bytes: int) -> Snapshot:
+    part_bytes, group_bytes = STORES[d_in]
+    act = random_rows(part_bytes // (2 * d_in), d_in)
+    return write_repeated(storage, act, n_parts=n_bytes // part_bytes, row_group_rows=group_bytes // (2 * d_in))
+
+
+def _groups(snapshot: Snapshot) -> RowGroups:
+    return RowGroups(snapshot.group_rows_flat, snapshot.group_starts)
+
+
+def _bound(snapshot: Snapshot) -> int:
+    """What the docstring of Loader says, for one rank."""
+    row_bytes = 2 * snapshot.d_in
+    sizes = ShuffleConfig().sizes(_groups(snapshot), row_bytes)
+    group = int(snapshot.group_rows_flat.max()) * row_bytes
+    n_groups = (1 + 2 / sizes.n_streams) * sizes.window_row_groups + 2
+    return int(n_groups * group) + 2 * BATCH_ROWS * 4 * snapshot.d_in
+
+
+@contextlib.contextmanager
+def _cores(n: int) -> Iterator[None]:
+    """Run on so many cores: threads that are started meanwhile, too."""
+    before, n_threads = os.sched_getaffinity(0), torch.get_num_threads()
+    os.sched_setaffinity(0, sorted(before)[:n])
+    torch.set_num_threads(min(n, len(before)))
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+        torch.set_num_threads(n_threads)
+
+
+def _peak_bytes(root: str, ref: str) -> int:
+    """Of one epoch in this process, above what it had before."""
+    storage = Storage(root)
+    snapshot = read_snapshot(storage, ref)
+    before = _resident("VmRSS")
+    loader = open_loader(storage, snapshot, BATCH_ROWS, seed=0)
+    for _ in range(loader.batches_per_epoch):
+        next(loader)
+    loader.close()
+    return _resident("VmHWM") - before
+
+
+def _resident(field: str) -> int:
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) << 10
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3 and not sys.argv[1].isdigit():
+        print(_peak_bytes(*sys.argv[1:]))
+    else:
+        for row in memory([int(size) for size in sys.argv[1:]]):
+            print(row, flush=True)

@@ -25,8 +25,7 @@ STORES = {
     "d_in 4096, parts of 64 MiB": (4096, 2048, 64 << 20, 4 << 20),
 }
 SMALLER_BLOCKS = (8, 1)
-SAELENS_CONTEXTS = 640
-"""n_batches_in_buffer * store_batch_size_prompts by default."""
+SMALL_BUFFER_CONTEXTS = 640
 
 
 def mixing(folder: Path) -> Iterator[Row]:
@@ -54,7 +53,10 @@ def mixing(folder: Path) -> Iterator[Row]:
             what = "default" if sizes is default else f"blocks of {sizes.block_parts}"
             yield _row(f"{name}: {what} / expected", measured, expected)
         same_memory = sizes.window_row_groups * group_rows // CONTEXT_ROWS
-        for what, n_contexts in (("our memory", same_memory), ("SAELens's size", SAELENS_CONTEXTS)):
+        for what, n_contexts in (
+            ("our memory", same_memory),
+            (f"{SMALL_BUFFER_CONTEXTS} contexts", SMALL_BUFFER_CONTEXTS),
+        ):
             measured = _over_iid(_half_buffer(n_contexts, signal), groups.n_rows)
             yield _row(f"{name}: half-buffer, {what} / default", measured, ours)
         yield _row(f"{name}: sequential / default", _over_iid(_sequential(signal), groups.n_rows), ours)

@@ -1,21 +1,25 @@
-"""Large snapshots for the benchmarks: random rows of known size, written part by part."""
+"""Large snapshots for the benchmarks: a block of random rows, written again and again."""
 
 import numpy as np
 
 from sae.extract.config import GivenPartsSpec, InlineSource
+from sae.store.encoding import Encoding
 from sae.store.filesystem import Storage
 from sae.store.records import commit
 from sae.store.snapshot import Snapshot, SnapshotSpec, commit_snapshot, encode_vector, read_snapshot
 from sae.store.writer import write_part
 
 
-def write_random_snapshot(
-    storage: Storage, *, n_parts: int, part_rows: int, d_in: int, row_group_rows: int
-) -> Snapshot:
-    """Parts of float16 rows from a normal distribution; all parts hold the same values."""
-    act = np.random.default_rng(0).standard_normal((part_rows, d_in), np.float32).astype(np.float16)
+def random_rows(n_rows: int, d_in: int) -> np.ndarray:
+    """Rows from a normal distribution. [n_rows, d_in] float16"""
+    return np.random.default_rng(0).standard_normal((n_rows, d_in), np.float32).astype(np.float16)
+
+
+def write_repeated(storage: Storage, act: np.ndarray, *, n_parts: int, row_group_rows: int) -> Snapshot:
+    """A snapshot of parts that all hold the rows `act`. [part rows, d_in] float16"""
+    part_rows, d_in = act.shape
     sums = act.sum(0, dtype=np.float64)
-    sum_sq = float(sum(np.square(act[row], dtype=np.float64).sum() for row in range(part_rows)))
+    sum_sq = float(sum(np.square(row, dtype=np.float64).sum() for row in act))
     spec = GivenPartsSpec(
         source=InlineSource(values=((0.0, 1.0), (1.0, 0.0))),
         content=f"{n_parts} x {part_rows} x {d_in}",
@@ -30,7 +34,15 @@ def write_random_snapshot(
         numbers = np.arange(part * part_rows, (part + 1) * part_rows, dtype=np.int32)
         zeros = np.zeros(part_rows, np.int32)
         with storage.staging() as folder:
-            layout = write_part(folder / "part.parquet", act, numbers, zeros, zeros, row_group_rows=row_group_rows)
+            layout = write_part(
+                folder / "part.parquet",
+                act,
+                numbers,
+                zeros,
+                zeros,
+                row_group_rows=row_group_rows,
+                encoding=Encoding(dtype="float16"),
+            )
             metrics = {
                 "layout": layout.model_dump(mode="json"),
                 "n_rows": part_rows,
