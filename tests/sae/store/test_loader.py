@@ -240,12 +240,12 @@ def test_closing_does_not_wait_for_whole_windows(
     storage: Storage, make_snapshot: MakeSnapshot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     snapshot = make_snapshot(storage, numbered_parts([400]), row_group_rows=2)
-    reading, go_on, n_read = threading.Event(), threading.Event(), 0
+    reading, go_on, n_read = threading.Semaphore(0), threading.Event(), 0
 
     def slow(self: RowGroupReader, requests: Requests) -> None:
         nonlocal n_read
         n_read += len(requests)
-        reading.set()
+        reading.release()
         assert go_on.wait(30)
 
     monkeypatch.setattr(RowGroupReader, "read_many", slow)
@@ -257,7 +257,7 @@ def test_closing_does_not_wait_for_whole_windows(
 
     caller = threading.Thread(target=call)
     caller.start()
-    assert reading.wait(30)
+    assert all(reading.acquire(timeout=30) for _ in range(2))  # both windows, so no more are asked for
     closing = threading.Thread(target=loader._ahead.close)
     closing.start()
     while not loader._ahead._stopping.is_set():
