@@ -11,6 +11,7 @@ import argparse
 import math
 from dataclasses import dataclass, fields
 
+from sae.extract.part_group import MAX_UNITS
 from sae.store.mixing import expected_variance
 from sae.store.order import RowGroups, ShuffleConfig
 from sae.store.part_sets import groups_of
@@ -81,15 +82,18 @@ def figures(store: Store, world: World) -> list[tuple[str, str]]:
     per_part = math.ceil(part_rows / group_rows)
     n_parts = math.ceil(rows / part_rows)
     n_groups = n_parts * per_part
-    tasks = groups_of(n_parts)
-    n_indexes = len(tasks) if len(tasks[0]) > 1 else 0
+    groups = groups_of(n_parts)
+    n_indexes = len(groups) if len(groups[0]) > 1 else 0
+    # A task extracts a group; in a set of single parts a run of them, and every worker gets four runs or more.
+    per_task = len(groups[0]) if n_indexes else min(MAX_UNITS, max(1, n_parts // (4 * store.workers)))
+    n_tasks = math.ceil(n_parts / per_task)
 
     uploads = math.ceil(store.part_gib * GIB / UPLOAD_BYTES) + 2  # begin, pieces, end
     puts = n_parts * (uploads + 1) + n_indexes
     seconds = rows / world.tokens_per_second / store.workers
     lost = seconds / 3600 * store.workers / world.worker_hours_lost
     part_seconds = part_rows / world.tokens_per_second
-    exhausted = len(tasks) * _at_least(world.retries + 1, len(tasks[0]) * world.part_failures)
+    exhausted = n_tasks * _at_least(world.retries + 1, per_task * world.part_failures)
 
     pages = math.ceil((2 * n_parts + n_indexes) / 1000)
     records = n_indexes or n_parts
@@ -119,9 +123,9 @@ def figures(store: Store, world: World) -> list[tuple[str, str]]:
         ("requests that write", f"{puts:.3g}, ${puts / 1000 * world.put_dollars:,.2f}"),
         (
             "Prefect tasks",
-            f"{len(tasks):,} of {_counted(len(tasks[0]), 'part')}, {_duration(len(tasks) * world.task_seconds)}",
+            f"{n_tasks:,} of {_counted(per_task, 'part')}, {_duration(n_tasks * world.task_seconds)}",
         ),
-        ("time of a task", _duration(part_seconds * len(tasks[0]))),
+        ("time of a task", _duration(part_seconds * per_task)),
         ("**failures**", ""),
         ("requests tried again", f"{(puts + n_groups) * world.request_failures:,.0f}"),
         ("workers lost, work lost", f"{lost:.2g}, {_duration(lost * part_seconds / 2)}"),

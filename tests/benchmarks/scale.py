@@ -1,7 +1,7 @@
 """A part set of a million parts: listed, looked through for what is missing, frozen as a snapshot, loaded.
 
 No vector is stored. The listing is made up, name by name, as a bucket would page it; the 10,000 indexes of groups of
-parts are real files (some 600 MB), and so is the snapshot. Every step runs in a process of its own, whose peak memory
+parts are real files (some 1.5 GB), and so is the snapshot. Every step runs in a process of its own, whose peak memory
 is shown. The environment variable SCALE_PARTS makes it smaller.
 """
 
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -128,7 +129,7 @@ def _index_group(root: str) -> None:
         row_groups=(row_group,) * ROW_GROUPS,
     )
     for part in parts:
-        metrics = {"layout": about.model_dump(mode="json"), "sum": encode_vector(rng.random(D_IN)), "sum_sq": 1.0}
+        metrics = {"layout": about.model_dump(mode="json")} | _sums(rng, about.n_rows)
         with storage.staging() as folder:
             (folder / PART_FILE).write_bytes(b"")
             commit(storage, SPEC, folder, metrics, seconds=0.0, part=part)
@@ -163,6 +164,12 @@ def _contents() -> np.ndarray:
     return np.random.default_rng(0).integers(1 << 63, size=N_PARTS, dtype=np.uint64)
 
 
+def _sums(rng: np.random.Generator, n_rows: int) -> dict[str, Any]:
+    """The counts and sums of a record, under the names that extraction gives them."""
+    vectors = {name: encode_vector(rng.random(D_IN)) for name in ("sum", "sum_sq_by_dim")}
+    return vectors | {"n_rows": n_rows, "n_special": 0, "n_padding": 0, "sum_sq": 1.0, "sum_norm": 1.0}
+
+
 def _part_bytes() -> int:
     return ROW_GROUPS * (GROUP_BYTES + 3 * 4 * GROUP_ROWS + 8192)
 
@@ -176,7 +183,7 @@ def _make_indexes(root: str) -> tuple[int, int]:
     contents, rng = _contents(), np.random.default_rng(1)
     Path(storage.full(layout.index_folder(SPEC.ref))).mkdir(parents=True)
     n_files = n_bytes = 0
-    vector = encode_vector(rng.standard_normal(D_IN))
+    sums = _sums(rng, 0)
     for parts in groups_of(N_PARTS):
         # Every part's last row group is short by other rows: special tokens and padding are left out.
         rows = np.full((len(parts), ROW_GROUPS), GROUP_ROWS, np.int32)
@@ -199,8 +206,7 @@ def _make_indexes(root: str) -> tuple[int, int]:
             offsets=np.stack([act, seq, seq + rows * 4 + 64, seq + rows * 8 + 128]).reshape(4, -1).astype(np.uint32),
             hashes=rng.integers(1 << 63, size=(2, rows.size), dtype=np.uint64),
         )
-        sums = {"n_rows": int(rows.sum()), "sum": vector, "sum_sq": 1.0}
-        path, data = index_file(PartGroup(table, sums))
+        path, data = index_file(PartGroup(table, sums | {"n_rows": int(rows.sum())}))
         Path(storage.full(path)).write_bytes(data)
         n_files, n_bytes = n_files + 1, n_bytes + len(data)
     return n_files, n_bytes
