@@ -28,9 +28,9 @@ class Loader:
     cursor of one rank is that of all, and any other number of ranks goes on from it. Ranks need not know each other.
 
     Memory of a rank, with C streams and K = window_row_groups: (1/W + 2/C) K + 2 row groups of the largest size, as
-    stored (+ 16 instead of + 2 where the root is not local), and two float32 batches beside those that the caller
-    keeps. By default that is 2.5 GiB on one rank and no more than the store holds. For a GPU the row groups lie in
-    page-locked memory of the host, and the batches on the GPU.
+    stored (where the root is not local + 16 instead of + 2, or two windows if they are smaller), and two float32
+    batches beside those that the caller keeps. By default 2.5 GiB and little more, or what a smaller store takes. For
+    a GPU the row groups lie in page-locked memory of the host, and the batches on the GPU.
 
     A batch belongs to the caller: its memory is used again only when no tensor refers to it any more.
     """
@@ -62,13 +62,12 @@ class Loader:
         self._device = torch.device(device)
         self._copies = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
         self._memory: deque[np.ndarray] = deque(maxlen=BATCHES_KEPT)
-        largest = int(self._groups.rows.max())
         self._ahead = ReadAhead(
             storage,
             snapshot,
             self._runs(),
-            window_rows=min(snapshot.n_rows, self._shuffle.groups_per_window(batch_rows) * largest),
-            group_rows=largest,
+            window_groups=self._shuffle.groups_per_window(batch_rows),
+            group_rows=int(self._groups.rows.max()),
             device=self._device,
         )
         self._batches = self._hand_out()

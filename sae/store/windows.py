@@ -72,7 +72,8 @@ class ReadAhead:
 
     Args:
         runs: what is needed, each with its epoch; may be endless.
-        window_rows, group_rows: rows of the largest window, of the largest row group.
+        window_groups: row groups of a window.
+        group_rows: rows of the largest row group.
         device: where the rows are decoded. For a GPU the windows are page-locked: it copies from them by itself.
     """
 
@@ -82,7 +83,7 @@ class ReadAhead:
         snapshot: Snapshot,
         runs: Iterator[tuple[Epoch, Run]],
         *,
-        window_rows: int,
+        window_groups: int,
         group_rows: int,
         device: torch.device,
     ) -> None:
@@ -91,16 +92,17 @@ class ReadAhead:
         self._snapshot, self._runs, self._device = snapshot, runs, device
         dtype = stored_dtype(snapshot.dtype)
         self._row_bytes = snapshot.d_in * dtype.itemsize
-        self._window_rows = window_rows
+        self._window_rows = min(snapshot.n_rows, window_groups * group_rows)
         self._free: list[HeldWindow] = []
         self._open: dict[tuple[int, int, int], HeldWindow] = {}
         self._planned: deque[tuple[Run, HeldWindow]] = deque()
         self._stopping = threading.Event()
         self._threads = ThreadPoolExecutor(WINDOWS_AHEAD, thread_name_prefix="loader")
-        self._readers: queue.SimpleQueue[tuple[RowGroupReader, np.ndarray]] = queue.SimpleQueue()
+        self._reader = RowGroupReader(storage, snapshot)
+        self._buffers: queue.SimpleQueue[np.ndarray] = queue.SimpleQueue()
+        at_once = min(window_groups, GROUPS_AT_ONCE[storage.is_local])
         for _ in range(WINDOWS_AHEAD):
-            buffers = np.empty((GROUPS_AT_ONCE[storage.is_local], group_rows, snapshot.d_in), dtype)
-            self._readers.put((RowGroupReader(storage, snapshot), buffers))
+            self._buffers.put(np.empty((at_once, group_rows, snapshot.d_in), dtype))
 
     def take(self) -> tuple[Run, HeldWindow]:
         """The next run, and its window to be given back.
@@ -127,8 +129,8 @@ class ReadAhead:
         """Stop reading, after the row groups that are being read, close the files and let go of the memory."""
         self._stopping.set()
         self._threads.shutdown(wait=True, cancel_futures=True)
-        while not self._readers.empty():
-            self._readers.get()[0].close()
+        self._reader.close()
+        self._buffers = queue.SimpleQueue()
         self._free.clear()
         self._open.clear()
         self._planned.clear()
@@ -165,28 +167,29 @@ class ReadAhead:
         # numpy moves an item of any size at once, but the values of a row one by one.
         row = np.dtype((np.void, self._row_bytes))
         target = memory.numpy().view(row)
-        reader, buffers = self._readers.get()
+        buffers = self._buffers.get()
         try:
             done = 0
             for first in range(0, len(window.rows), len(buffers)):
                 if self._stopping.is_set():
                     raise StopRequested("the loader is being closed")
-                chosen = range(first, min(first + len(buffers), len(window.rows)))
-                blocks = [buffers[i - first, : int(window.rows[i])] for i in chosen]
-                places = [(int(window.parts[i]), int(window.groups[i])) for i in chosen]
-                reader.read_many([(part, group, block) for (part, group), block in zip(places, blocks, strict=True)])
-                for block in blocks:
-                    target[place[done : done + len(block)]] = block.view(row)[:, 0]
-                    done += len(block)
+                wanted = [
+                    (int(window.parts[first + i]), int(window.groups[first + i]), buffer[: window.rows[first + i]])
+                    for i, buffer in enumerate(buffers[: len(window.rows) - first])
+                ]
+                self._reader.read_many(wanted)
+                for _, _, rows in wanted:
+                    target[place[done : done + len(rows)]] = rows.view(row)[:, 0]
+                    done += len(rows)
         finally:
-            self._readers.put((reader, buffers))
+            self._buffers.put(buffers)
         stored = memory.view(torch.from_numpy(buffers[:0]).dtype).view(window.n_rows, self._snapshot.d_in)
         return _Rows(stored, *self._decoding(window, place))
 
     def _decoding(self, window: Window, place: np.ndarray) -> tuple[Tensor | None, Decoder]:
         """What decodes a window's rows, and which of its encodings each has, where they differ."""
         parts, index = np.unique(window.parts, return_inverse=True)
-        encodings = [self._snapshot.parts[part].layout.encoding for part in parts.tolist()]
+        encodings = [self._snapshot.parts[part].encoding for part in parts.tolist()]
         decoder = Decoder(encodings, self._snapshot.d_in, self._device)
         if decoder.is_same:
             return None, decoder
