@@ -97,14 +97,9 @@ class Storage:
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Bytes of every file below `folder`, by path relative to it; empty when there is none. One listing on S3."""
-        place = self.full(folder)
-        with self._errors(folder):
-            if self.is_local:
-                found = local.sizes(Path(place))
-            else:
-                entries = self.fs.find(place, detail=True).items()
-                found = {str(name).removeprefix(place).lstrip("/"): int(entry["size"]) for name, entry in entries}
-        return {name: found[name] for name in sorted(found) if name and not _is_hidden(name)}
+        inside = f"{folder}/" if folder else ""
+        found = {file.path.removeprefix(inside): file.n_bytes for file in self.walk(folder)}
+        return {name: found[name] for name in sorted(found) if not _is_hidden(name)}
 
     def walk(self, folder: str) -> Iterator[StoredFile]:
         """Every file below `folder`, hidden ones too, in no order; a file that vanishes meanwhile is left out.
@@ -118,10 +113,8 @@ class Storage:
             elif self.is_local:
                 found = local.walk(Path(place))
             else:
-                entries = self.fs.find(place, detail=True).values()
-                found = (
-                    (each["name"], int(each["size"]), self.fs.modified(each["name"]).timestamp()) for each in entries
-                )
+                names = [name for name in self.fs.find(place) if name != place]  # a file has none below it
+                found = ((name, self.fs.size(name), self.fs.modified(name).timestamp()) for name in names)
             for name, n_bytes, modified in found:
                 yield StoredFile(name.removeprefix(self._base).lstrip("/"), n_bytes, modified)
 

@@ -62,24 +62,13 @@ def fsync(place: Path) -> None:
         os.close(descriptor)
 
 
-def sizes(folder: Path) -> dict[str, int]:
-    """Bytes of every file below `folder`, by path relative to it. A file that vanishes meanwhile is left out."""
-    found = {}
-    for place, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                path = Path(place, name)
-                found[path.relative_to(folder).as_posix()] = path.stat().st_size
-    return found
-
-
 def walk(folder: Path) -> Iterator[tuple[str, int, float]]:
     """Path, bytes and time of every file below `folder`: the later of its content's and its name's last change."""
     for place, _, names in os.walk(folder):
         for name in names:
             with contextlib.suppress(FileNotFoundError):
                 path = os.path.join(place, name)
-                found = os.lstat(path)
+                found = os.stat(path)
                 # A file that is moved here keeps the time of its content.
                 yield path, found.st_size, max(found.st_mtime, found.st_ctime)
 

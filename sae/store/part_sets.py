@@ -14,10 +14,8 @@ import io
 import json
 import logging
 import re
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +28,7 @@ from sae.store.moments import merge_sums
 from sae.store.part_table import PART_FILE, PartTable, read_table, table_of, write_tables
 from sae.store.record import AGAIN, Record
 from sae.store.records import read_record, require_record
+from sae.store.threads import in_order
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +40,6 @@ INDEX_VERSION = "1"
 _RECORD = re.compile(r"part-(\d+)\.json")
 _FILE = re.compile(rf"part-(\d+)/([0-9a-f]{{16}})/{re.escape(PART_FILE)}")
 _INDEX = re.compile(r"index/(\d+)-(\d+)-([0-9a-f]{16})\.parquet")
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 class PartGroup(NamedTuple):
@@ -93,7 +89,7 @@ def finished_parts(storage: Storage, ref: str, n_parts: int) -> np.ndarray:
             logger.warning("%s: missing, or not of its recorded size", storage.uri(table.path(missing)))
         return np.concatenate([held, table.part[there]])
 
-    for parts in _in_order(look, groups_of(n_parts)):
+    for parts in in_order(look, groups_of(n_parts), READS_IN_FLIGHT, "records"):
         finished[parts] = True
     return finished
 
@@ -119,7 +115,7 @@ def require_parts(storage: Storage, ref: str, n_parts: int, wanted: int) -> Iter
             )
         return found
 
-    yield from _in_order(read, groups_of(n_parts, wanted))
+    yield from in_order(read, groups_of(n_parts, wanted), READS_IN_FLIGHT, "records")
 
 
 def write_index(storage: Storage, ref: str, n_parts: int, parts: range) -> None:
@@ -129,7 +125,7 @@ def write_index(storage: Storage, ref: str, n_parts: int, parts: range) -> None:
     """
     if len(parts) < 2 or parts not in groups_of(n_parts):
         return
-    records = list(_in_order(lambda part: require_record(storage, ref, part), parts))
+    records = list(in_order(lambda part: require_record(storage, ref, part), parts, READS_IN_FLIGHT, "records"))
     path, data = index_file(_group(records))
     storage.replace(path, data)
 
@@ -206,22 +202,3 @@ def _read_index(storage: Storage, ref: str, group: range, stored: _Stored) -> Pa
 
 def _group(records: Sequence[Record]) -> PartGroup:
     return PartGroup(table_of(records), merge_sums(record.metrics for record in records))
-
-
-def _in_order(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """`function` of every item, in order, many at a time; never more ahead than that."""
-    if len(items) < 2:
-        yield from map(function, items)
-        return
-    with ThreadPoolExecutor(READS_IN_FLIGHT, thread_name_prefix="records") as threads:
-        ahead: deque[Future[Result]] = deque()
-        try:
-            for item in items:
-                ahead.append(threads.submit(function, item))
-                if len(ahead) > 2 * READS_IN_FLIGHT:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            for future in ahead:
-                future.cancel()
