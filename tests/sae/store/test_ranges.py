@@ -53,7 +53,7 @@ def read(storage: Storage, *wanted: tuple[str, int, int]) -> list[bytes | None]:
 @pytest.fixture
 def hop(s3_root: str, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Network]:
     """The network between this test and S3. It works until it gets a fault; nobody waits long for it."""
-    monkeypatch.setattr(signed_get, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr(signed_get, "STALL_SECONDS", 2)  # a busy machine's endpoint takes a while
     monkeypatch.setattr(http_ranges, "PAUSE_SECONDS", 0.01)
     with network(s3_server) as hop:
         monkeypatch.setenv("AWS_ENDPOINT_URL", hop.url)
@@ -190,6 +190,7 @@ def test_a_network_that_stays_broken_is_given_up_and_worth_a_retry(
     s3_root: str, hop: Network, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setattr(http_ranges, "ATTEMPTS", 3)
+    monkeypatch.setattr(signed_get, "STALL_SECONDS", 0.3)
     storage = Storage(s3_root)
     (path, _), *_ = fill(storage, 1).items()
     hop.fault = lambda request: kind
