@@ -142,7 +142,7 @@ def checked_values(values: np.ndarray, what: str, dtype: Dtype) -> np.ndarray:
         )
     largest = LARGEST[dtype]
     row = int(np.argmax(np.abs(values).max(axis=1)))
-    if np.abs(values[row]).max() > largest:
+    if float(np.abs(values[row]).max()) > largest:  # which float16 cannot hold
         raise ConfigError(
             f"{what}: row {row} holds {np.abs(values[row]).max():.6g}, {dtype} goes up to {largest:.6g}. "
             f"{'Scale' if dtype == 'float32' else 'Set activations.dtype to float32, or scale'} the values."

@@ -7,7 +7,6 @@ work in progress: a part set like any other while it is needed, removed when the
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from sae.store.order import philox
 from sae.store.reader import RowGroupReader
 from sae.store.records import Record, commit, require_record
 from sae.store.snapshot import PART_FILE, Snapshot, SnapshotSpec, commit_snapshot, read_snapshot
+from sae.store.threads import in_order
 from sae.store.writer import write_part
 
 SUM_ROWS = 1 << 16
@@ -147,8 +147,8 @@ def remove_dealt(storage: Storage, spec: RemixSpec) -> None:
         files = storage.sizes(ref)
         # Records first: a file that no record names harms nobody, a record without its files is damage.
         for names in ([name for name in files if "/" not in name], [name for name in files if "/" in name]):
-            with ThreadPoolExecutor(N_REQUESTS) as threads:
-                list(threads.map(storage.remove, [f"{ref}/{name}" for name in names]))
+            for _ in in_order(storage.remove, [f"{ref}/{name}" for name in names], N_REQUESTS, "removals"):
+                pass
         storage.remove_empty_folders(ref)
 
 
@@ -160,11 +160,11 @@ def identity_sum(identity: np.ndarray) -> int:
     Args:
         identity: [3, rows] int32
     """
-    total = np.uint64(0)
+    total = 0
     for start in range(0, identity.shape[1], SUM_ROWS):
         seq, pos, token = identity[:, start : start + SUM_ROWS].view(np.uint32).astype(np.uint64)
-        total = np.add(total, _mixed(_mixed(seq << np.uint64(32) | pos) + token).sum(dtype=np.uint64))
-    return int(total)
+        total += int(_mixed(_mixed(seq << np.uint64(32) | pos) + token).sum(dtype=np.uint64))
+    return total % 2**64
 
 
 def _mixed(x: np.ndarray) -> np.ndarray:
@@ -181,9 +181,11 @@ def _hex(number: int) -> str:
 
 def _count_rows(storage: Storage, ref: str, n_parts: int) -> tuple[int, int]:
     """Rows of a part set, and the sum of their hashes."""
-    with ThreadPoolExecutor(N_REQUESTS) as threads:
-        metrics = list(threads.map(lambda part: require_record(storage, ref, part).metrics, range(n_parts)))
-    return sum(m["n_rows"] for m in metrics), sum(int(m["identity_sum"], 16) for m in metrics) % 2**64
+    n_rows = total = 0
+    for record in in_order(lambda part: require_record(storage, ref, part), range(n_parts), N_REQUESTS, "records"):
+        n_rows += record.metrics["n_rows"]
+        total += int(record.metrics["identity_sum"], 16)
+    return n_rows, total % 2**64
 
 
 def _deal(snapshot: Snapshot, spec: RemixSpec) -> Deal:

@@ -124,6 +124,12 @@ def test_constant_data_is_refused(storage, tmp_path):
         import_activations(storage, make_spec(save(np.ones((9, 4), np.float32), tmp_path / "x.npy")))
 
 
+def test_a_file_of_float16_is_stored_as_it_is(storage, tmp_path):
+    array = values().astype(np.float16)
+    seq, act = stored(storage, make_spec(save(array, tmp_path / "x.npy"), dtype="float16"))
+    assert act[np.argsort(seq)].tobytes() == array.tobytes()
+
+
 def test_large_values_are_stored_as_float16_with_an_exponent_and_too_large_ones_refused(storage, tmp_path):
     array = values()
     array[4, 0] = 1e6

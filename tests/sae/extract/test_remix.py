@@ -221,6 +221,12 @@ def test_the_sum_of_identities_knows_rows_and_not_their_order(rows, random) -> N
         assert b == e or a == d or total([(a, e, c), (d, b, f), *others]) != total(rows)
 
 
+def test_sums_of_identities_add_up() -> None:
+    rows = np.random.default_rng(0).integers(-1, 10**6, (3, 150_000), dtype=np.int32)
+    halves = [identity_sum(half) for half in np.split(rows, [1000], axis=1)]
+    assert identity_sum(rows) == sum(halves) % 2**64
+
+
 def test_other_rows_than_were_dealt_are_not_committed(storage: Storage) -> None:
     source = write_snapshot(storage, parts_of(np.random.default_rng(0), [12, 12], 2))
     spec = remix_spec(source, 8)
