@@ -23,7 +23,7 @@ from sae.store.loader import open_loader
 from sae.store.order import RowGroups, ShuffleConfig
 from sae.store.reader import RowGroupReader, read_snapshot
 from sae.store.snapshot import Snapshot
-from tests.benchmarks.snapshots import random_rows, write_repeated
+from tests.benchmarks.snapshots import evict, random_rows, write_repeated
 from tests.benchmarks.timing import Row, compare
 
 STORES = {512: (64 << 20, 4 << 20), 4096: (256 << 20, 32 << 20)}
@@ -82,10 +82,7 @@ def _speeds(storage: Storage, snapshot: Snapshot, where: str, *, from_disk: bool
 
     def evicted(call: Callable[[], None]) -> Callable[[], None]:
         def evict_and_call() -> None:
-            for part in snapshot.parts:
-                descriptor = os.open(storage.full(part.path), os.O_RDONLY)
-                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-                os.close(descriptor)
+            evict(storage, snapshot)
             call()
 
         return evict_and_call

@@ -1,5 +1,7 @@
 """Large snapshots for the benchmarks: a block of random rows, written again and again."""
 
+import os
+
 import numpy as np
 
 from sae.extract.config import GivenPartsSpec, InlineSource
@@ -56,3 +58,10 @@ def write_repeated(storage: Storage, act: np.ndarray, *, n_parts: int, row_group
     snapshot = SnapshotSpec(parts=(spec.ref,), n_tokens=None)
     commit_snapshot(storage, snapshot)
     return read_snapshot(storage, snapshot.ref)
+
+
+def evict(storage: Storage, snapshot: Snapshot) -> None:
+    """Drop the parts' files from the page cache."""
+    for part in snapshot.parts:
+        with open(storage.full(part.path), "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
