@@ -125,6 +125,15 @@ def test_the_number_of_workers_does_not_change_a_byte(given_config: PipelineConf
     assert len(found[0]) == 11
 
 
+@pytest.mark.slow
+def test_a_remix_on_s3_has_the_bytes_of_one_on_disk(given_config: PipelineConfig, s3_root: str) -> None:
+    extracted(given_config)
+    on_s3 = with_root(given_config, s3_root, max_workers=2)
+    extracted(on_s3)
+    assert mixed_parts(on_s3) == mixed_parts(given_config)
+    assert Storage(s3_root).sizes(DealtPartsSpec(remix=remix_of(on_s3)).ref) == {}
+
+
 @pytest.mark.parametrize("half", ["deal", pytest.param("gather", marks=pytest.mark.slow)])
 def test_a_run_killed_halfway_does_the_rest_when_it_is_started_again(
     half: str, given_config: PipelineConfig, tmp_path: Path, shared_server: dict[str, Any]
@@ -162,6 +171,8 @@ def test_a_lost_part_is_mixed_again_to_the_same_bytes(given_config: PipelineConf
     assert mixed_parts(given_config) == before
     assert strays(given_config.execution.root) == []
     assert computed(extracted(given_config)) == set()
+    assert computed(extracted(given_config, refresh="activations")) >= {"deal_part", "gather_part", "finish_remix"}
+    assert mixed_parts(given_config) == before
 
 
 def test_a_run_that_was_killed_between_commit_and_tidying_up_is_tidied_up_after(
