@@ -14,6 +14,7 @@ from sae.store.filesystem import Storage
 from sae.store.loader import Loader, open_loader
 from sae.store.order import Cursor, Epoch, RowGroups, ShuffleConfig
 from sae.store.reader import RowGroupReader
+from sae.store.windows import ReadAhead
 from tests.conftest import MakeSnapshot
 
 Requests = Sequence[tuple[int, int, np.ndarray]]
@@ -207,6 +208,30 @@ def test_a_batch_keeps_its_values_while_anything_refers_to_it(storage: Storage, 
     assert torch.equal(some_rows, expected[1])
     assert np.array_equal(as_array, expected[2])
     assert len(addresses) == 2  # the others' memory is used in turns
+
+
+@pytest.mark.parametrize("world", [1, 4])
+def test_memory_does_not_grow_with_the_store(
+    storage: Storage, make_snapshot: MakeSnapshot, monkeypatch: pytest.MonkeyPatch, world: int
+) -> None:
+    new_memory, sizes = ReadAhead._new_memory, []
+
+    def counted(self: ReadAhead) -> torch.Tensor:
+        sizes.append(memory := new_memory(self))
+        return memory
+
+    monkeypatch.setattr(ReadAhead, "_new_memory", counted)
+    for n_parts in (6, 60):
+        # Row groups of two sizes, so that streams end at different places and lanes share what is left.
+        snapshot = make_snapshot(storage, numbered_parts([60, 41] * n_parts), row_group_rows=20)
+        sizes.clear()
+        shuffle = ShuffleConfig(window_row_groups=16)
+        loader = open_loader(storage, snapshot, 16, 0, shuffle=shuffle, rank=world - 1, world=world)
+        for _ in range(2 * loader.batches_per_epoch):
+            next(loader)
+        loader.close()
+        assert len(sizes) <= 8 // world + 2
+        assert {len(memory) for memory in sizes} == {2 * 20 * 12}  # two row groups of 20 rows of three float32
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
