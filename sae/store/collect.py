@@ -19,6 +19,8 @@ from sae.store.records import read_record
 from sae.store.threads import in_order
 
 GRACE_SECONDS = 24 * 3600.0
+TEMPORARY_SECONDS = 3600.0
+"""The least age of a temporary file, whatever the grace period: probes, and notes of collectors at work, are some."""
 DELETES_IN_FLIGHT = 16
 
 Kind = Literal["unrecorded files", "checkpoints", "staging", "temporary file", "damaged record", "torn upload"]
@@ -123,12 +125,13 @@ def find_garbage(
             total = _plus(total, Sum(1, file.n_bytes, file.modified))
         yield _garbage("staging", path, total, now)
     for file in storage.walk(layout.STAGING):
-        if _PROBE.fullmatch(file.path) and now - file.modified >= grace_seconds:
+        if _PROBE.fullmatch(file.path) and now - file.modified >= max(grace_seconds, TEMPORARY_SECONDS):
             yield _garbage("temporary file", file.path, Sum(1, file.n_bytes, file.modified), now)
     refs = list(iter_refs(storage))
     for done, ref in enumerate(refs):
         for each in _find_in_artefact(storage, Contents(storage, ref), now, damaged_records):
-            if each.age_seconds >= grace_seconds:
+            least = max(grace_seconds, TEMPORARY_SECONDS) if each.kind == "temporary file" else grace_seconds
+            if each.age_seconds >= least:
                 yield each
         progress(done + 1, len(refs), "artefacts")
     for file, upload in storage.torn_uploads():

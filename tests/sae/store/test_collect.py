@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from sae.store import collect as collect_module
 from sae.store import layout
 from sae.store.collect import Garbage, delete_all, delete_garbage, find_garbage
 from sae.store.filesystem import Storage
@@ -88,7 +89,10 @@ def collect(storage: Storage, **options: object) -> list[Garbage]:
     return found
 
 
-def test_what_killed_work_leaves_is_deleted_and_nothing_else(any_storage: Storage) -> None:
+def test_what_killed_work_leaves_is_deleted_and_nothing_else(
+    any_storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collect_module, "TEMPORARY_SECONDS", 0)
     finished, unfinished = ThingSpec(size=1), ThingSpec(size=2)
     records = [make(any_storage, finished, {"a": b"1"}), make(any_storage, finished, {"a": b"2"}, part=3)]
     put(
@@ -124,6 +128,12 @@ def test_what_killed_work_leaves_is_deleted_and_nothing_else(any_storage: Storag
     assert files(any_storage) == kept
     assert [verify(any_storage, record) for record in records] == [[], []]
     assert collect(any_storage) == []
+
+
+def test_probes_and_notes_of_others_at_work_stay_without_any_grace(any_storage: Storage) -> None:
+    record = make(any_storage, ThingSpec(size=1), {"a": b"1"})
+    put(any_storage, f"{layout.STAGING}/probe-{'0' * 32}", f"{record.folder}/{layout.COLLECTED}{'0' * 32}")
+    assert list(find_garbage(any_storage, grace_seconds=0)) == []
 
 
 def test_sizes_are_told(any_storage: Storage) -> None:
