@@ -1,7 +1,7 @@
 """`make bench`: speeds as ratios of two things measured in turn in this process; medians, with their spread.
 
 python -m tests.benchmarks [store] [extraction] [loading] [mixing] [remix] [remote] [training] [statistics] [report]
-[overhead] [scale]
+[overhead] [scale] [bad_days]
 """
 
 import sys
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from tests.benchmarks.bad_days import bad_days
 from tests.benchmarks.extraction import extraction
 from tests.benchmarks.loading import loading
 from tests.benchmarks.mixing import mixing
@@ -24,7 +25,7 @@ from tests.benchmarks.store_io import store_io
 from tests.benchmarks.timing import Cost, Row
 from tests.benchmarks.training import training
 
-BENCHMARKS: dict[str, Callable[[Path], Iterator[Row] | Iterator[Cost]]] = {
+BENCHMARKS: dict[str, Callable[[Path], Iterator[Row] | Iterator[Cost] | Iterator[str]]] = {
     "store": store_io,
     "extraction": extraction,
     "loading": loading,
@@ -36,6 +37,7 @@ BENCHMARKS: dict[str, Callable[[Path], Iterator[Row] | Iterator[Cost]]] = {
     "report": report,
     "overhead": overhead,
     "scale": scale,
+    "bad_days": bad_days,
 }
 
 
