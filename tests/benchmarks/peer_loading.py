@@ -28,7 +28,7 @@ from tests.benchmarks.snapshots import evict, random_rows, write_repeated
 D_IN, PART_ROWS, N_PARTS, GROUP_ROWS = 512, 65_536, 4, 4096
 """256 MiB: parts of 64 MiB, row groups of 4 MiB."""
 BATCH_ROWS, CONTEXT_ROWS, WINDOW_ROW_GROUPS, N_PAIRS = 4096, 128, 32, 3
-FROM_DISK = "torch, memmap DataLoader by batch, from disk"
+FROM_DISK = "torch, the same from disk"
 SCRIPTS = {
     "sae-lens, cached activations": ("load_saelens.py",),
     "sae-lens, cached activations, small buffer": ("load_saelens.py", "64"),
