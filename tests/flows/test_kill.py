@@ -79,6 +79,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bytes(
     finish(config, tmp_path, uninterrupted, **shared_server)
 
 
+@pytest.mark.slow
 def test_a_run_that_loses_its_server_and_its_trainers_goes_on(
     tmp_path: Path, corpus: Path, uninterrupted: dict[str, str], own_server: dict[str, Any]
 ) -> None:

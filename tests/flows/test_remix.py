@@ -187,6 +187,7 @@ def test_a_run_that_was_killed_between_commit_and_tidying_up_is_tidied_up_after(
     assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_another_one_overtakes_ends_as_if_alone(
     given_config: PipelineConfig, tmp_path: Path, shared_server: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
