@@ -130,7 +130,7 @@ def test_refusals_and_a_busy_server_are_said(visit: Callable[..., Any]) -> None:
 
 def test_an_sae_without_a_model_says_so(visit: Callable[..., Any]) -> None:
     page = visit("#/s/given/try")
-    assert "no model to run" in page.text_content("#view")
+    page.wait_for_selector("#view :text('no model to run')")
     assert page.locator("#steer, [aria-label=Text]").count() == 0
     page.goto(f"{page.url.partition('#')[0]}#/s/given/latent/1")
     page.wait_for_selector("h1:text-is('Latent 1')")
