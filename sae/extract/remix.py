@@ -65,7 +65,7 @@ def deal_part(storage: Storage, spec: DealtPartsSpec, part: int, *, progress: Pr
     deal = _deal(source, spec.remix)
     random = philox("remix: deal", spec.remix.seed, entry.ref, entry.part)
     places = deal.destination(part, random.permutation(entry.n_rows))
-    groups = [(part, group) for group in range(int(np.diff(source.group_starts[part : part + 2])[0]))]
+    groups = [(part, group) for group in range(len(source.group_rows(part)))]
     act, identity = _read(storage, source, groups, places, progress)
     with storage.staging() as folder:
         layout = write_part(
@@ -248,7 +248,7 @@ def _each(snapshot: Snapshot, groups: Sequence[Group], places: np.ndarray) -> It
     """Row groups with the places of their rows."""
     start = 0
     for part, group in groups:
-        stop = start + int(snapshot.group_rows_flat[snapshot.group_starts[part] + group])
+        stop = start + int(snapshot.group_rows(part)[group])
         yield (part, group), places[start:stop]
         start = stop
 

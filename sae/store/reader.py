@@ -6,9 +6,7 @@ match.
 """
 
 import logging
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,6 +21,7 @@ from sae.store.ranges import Range, open_ranges
 from sae.store.record import AGAIN
 from sae.store.rewritten import decode_identity, decode_vectors
 from sae.store.snapshot import Snapshot, SnapshotPart, read_snapshot
+from sae.store.threads import in_order
 from sae.store.writer import IDENTITY
 
 __all__ = ["RowBlock", "RowGroupReader", "iter_rows", "read_snapshot"]
@@ -82,10 +81,11 @@ class RowGroupReader:
 
         Raises: as read_into.
         """
-        layout = self._snapshot.parts[part].layout
-        raw = np.empty((layout.row_groups[group].n_rows, layout.d_in), stored_dtype(layout.dtype))
+        snapshot = self._snapshot
+        raw = np.empty((snapshot.group_rows(part)[group], snapshot.d_in), stored_dtype(snapshot.dtype))
         self.read_into(part, group, raw)
-        return raw if layout.encoding.is_plain else decode(torch.from_numpy(raw), layout.encoding).numpy()
+        encoding = snapshot.parts[part].encoding
+        return raw if encoding.is_plain else decode(torch.from_numpy(raw), encoding).numpy()
 
     def read_identity(self, part: int, group: int) -> np.ndarray:
         """Context, position and token id of the rows of one row group. [3, n_rows] int32
@@ -228,13 +228,13 @@ def iter_rows(storage: Storage, snapshot: Snapshot, parts: Sequence[int] | None 
     places = (
         (part, group)
         for part in (range(len(snapshot.parts)) if parts is None else parts)
-        for group in range(len(snapshot.parts[part].layout.row_groups))
+        for group in range(len(snapshot.group_rows(part)))
     )
     decoded = torch.empty(0)
     reader = RowGroupReader(storage, snapshot)
     try:
         for part, act, identity in _iter_raw(reader, snapshot, places):
-            encoding = snapshot.parts[part].layout.encoding
+            encoding = snapshot.parts[part].encoding
             if not encoding.is_plain:
                 decoded = decoded if len(decoded) >= len(act) else torch.empty(act.shape)
                 act = decode(torch.from_numpy(act), encoding, decoded[: len(act)]).numpy()
@@ -251,23 +251,12 @@ def _iter_raw(
     largest = int(snapshot.group_rows_flat.max(initial=0))
     buffers = np.empty((n_ahead + 1, largest, snapshot.d_in), stored_dtype(snapshot.dtype))
 
-    def read(index: int, part: int, group: int) -> tuple[int, np.ndarray, np.ndarray]:
-        act = buffers[index % len(buffers), : snapshot.parts[part].layout.row_groups[group].n_rows]
+    def read(numbered: tuple[int, tuple[int, int]]) -> tuple[int, np.ndarray, np.ndarray]:
+        index, (part, group) = numbered
+        act = buffers[index % len(buffers), : snapshot.group_rows(part)[group]]
         return part, act, reader.read_block(part, group, act)
 
     if n_ahead == 0:
-        for part, group in places:
-            yield read(0, part, group)
-        return
-    with ThreadPoolExecutor(n_ahead, thread_name_prefix="read-ahead") as threads:
-        ahead: deque[Future[tuple[int, np.ndarray, np.ndarray]]] = deque()
-        try:
-            for index, place in enumerate(places):
-                ahead.append(threads.submit(read, index, *place))
-                if len(ahead) > n_ahead:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            for future in ahead:
-                future.cancel()
+        yield from map(read, enumerate(places))
+    else:
+        yield from in_order(read, enumerate(places), n_ahead, "read-ahead", at_once=len(buffers))

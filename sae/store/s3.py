@@ -146,28 +146,17 @@ def create(fs: Any, path: str, data: bytes) -> bool:
 
 def walk(fs: Any, place: str) -> Iterator[tuple[str, int, float]]:
     """Path (with its bucket), bytes and time of every object below `place`, a page at a time."""
-    bucket, prefix = _bucket_and_prefix(place)
-    more: dict[str, str] = {}
-    while True:
-        page = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **more)
+    for bucket, page in _pages(fs, "list_objects_v2", place, ContinuationToken="NextContinuationToken"):
         for entry in page.get("Contents", ()):
             yield f"{bucket}/{entry['Key']}", int(entry["Size"]), entry["LastModified"].timestamp()
-        if not page.get("IsTruncated"):
-            return
-        more = {"ContinuationToken": page["NextContinuationToken"]}
 
 
 def torn_uploads(fs: Any, place: str) -> Iterator[tuple[str, float, str]]:
     """Path (with its bucket), beginning and id of every upload in pieces below `place` that has not ended."""
-    bucket, prefix = _bucket_and_prefix(place)
-    more: dict[str, str] = {}
-    while True:
-        page = fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix, **more)
+    markers = {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"}
+    for bucket, page in _pages(fs, "list_multipart_uploads", place, **markers):
         for entry in page.get("Uploads", ()):
             yield f"{bucket}/{entry['Key']}", entry["Initiated"].timestamp(), entry["UploadId"]
-        if not page.get("IsTruncated"):
-            return
-        more = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
 
 
 def abort_upload(fs: Any, path: str, upload: str) -> None:
@@ -177,9 +166,20 @@ def abort_upload(fs: Any, path: str, upload: str) -> None:
         fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload)
 
 
-def _bucket_and_prefix(place: str) -> tuple[str, str]:
+def _pages(fs: Any, listing: str, place: str, **markers: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The bucket of `place` and each page of a listing of what lies below it.
+
+    Args:
+        markers: what to send for the next page -> the field of this one that holds it.
+    """
     bucket, _, key = place.partition("/")
-    return bucket, f"{key}/" if key else ""
+    more: dict[str, str] = {}
+    while True:
+        page = fs.call_s3(listing, Bucket=bucket, Prefix=f"{key}/" if key else "", **more)
+        yield bucket, page
+        if not page.get("IsTruncated"):
+            return
+        more = {marker: page[field] for marker, field in markers.items()}
 
 
 def _one_line(err: Exception) -> str:

@@ -154,6 +154,10 @@ class Snapshot:
         """Index in `group_rows_flat` of every part's first row group, and the end. [parts + 1] int64"""
         return self.parts.table.starts
 
+    def group_rows(self, part: int) -> np.ndarray:
+        """Rows of every row group of a part. [row groups of the part] int32"""
+        return self.group_rows_flat[self.group_starts[part] : self.group_starts[part + 1]]
+
     @functools.cached_property
     def row_groups(self) -> list[list[int]]:
         """Rows of every row group, per part."""
