@@ -20,6 +20,7 @@ from sae.store.checkpoints import Checkpoints, Position, named_tensor
 from sae.store.filesystem import Storage
 from tests.bad_days import small_store
 from tests.bad_days.place import NotHereError, uninterrupted
+from tests.small_disk import on_small_disk
 
 PAGE_BYTES = 4096
 WORKS = ("write and commit of a part", "commit of a snapshot", "checkpoint")
@@ -37,9 +38,8 @@ def full_disk(folder: Path, tries: int | None) -> dict[str, list[str]]:
     Returns: what was found for each amount, by what was written and what ran out.
     Raises: NotHereError where no file system can be mounted.
     """
-    script = 'mount -t tmpfs -o size=4m,nr_inodes=200 tmpfs "$1" && shift && exec "$@"'
-    command = ["unshare", "--map-root-user", "--mount", "sh", "-c", script, "sh", str(folder)]
-    if shutil.which("unshare") is None or subprocess.run([*command, "true"], capture_output=True).returncode != 0:
+    command = on_small_disk(folder, "size=4m,nr_inodes=200")
+    if command is None:
         raise NotHereError("a small file system cannot be mounted here (unshare, tmpfs)")
     arguments = [str(folder), "all" if tries is None else str(tries)]
     done = subprocess.run(

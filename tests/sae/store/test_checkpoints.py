@@ -3,72 +3,20 @@
 import itertools
 import logging
 import os
-import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sae.errors import StoreError
 from sae.store import layout
 from sae.store.checkpoints import (
-    Checkpoints,
-    Position,
-    module_tensors,
-    named_tensor,
-    new_attempt,
     remove_checkpoints,
-    restore_module,
 )
 from sae.store.filesystem import Storage
-
-REF = "things/0123456789abcdef"
-
-
-class Place(Position):
-    n_tokens: int
-
-
-@pytest.fixture(params=["disk", "memory", "s3"])
-def any_storage(request: pytest.FixtureRequest) -> Storage:
-    if request.param == "s3":
-        return Storage(request.getfixturevalue("s3_root"))
-    return request.getfixturevalue("storage" if request.param == "disk" else "memory_storage")
-
-
-def checkpoints(storage: Storage, attempt: str | None = None) -> Checkpoints[Place]:
-    return Checkpoints(storage, REF, Place, attempt or new_attempt())
-
-
-def save(to: Checkpoints[Place], *steps: int) -> None:
-    for step in steps:
-        to.save({"value": torch.tensor([step])}, Place(step=step, n_tokens=10 * step))
-
-
-def load(from_: Checkpoints[Place]) -> int | None:
-    """The step, None without a checkpoint; what belongs to it is checked."""
-    found: list[Tensor] = []
-    place = from_.load(lambda tensors, _: found.append(named_tensor(tensors, "value")))
-    if place is None:
-        return None
-    assert (place.n_tokens, int(found[-1])) == (10 * place.step, place.step)
-    return place.step
-
-
-def newest(storage: Storage) -> int | None:
-    """As a new attempt would see it."""
-    return load(checkpoints(storage))
-
-
-def stored(storage: Storage, attempt: str) -> list[int]:
-    """The steps of an attempt's checkpoints, each with both its files."""
-    names = storage.list(layout.checkpoint_folder(REF, attempt))
-    steps = sorted({int(name[5:13]) for name in names})
-    assert names == sorted(f"step-{step:08d}.{ending}" for step in steps for ending in ("json", "safetensors"))
-    return steps
+from tests.sae.store.checkpointing import REF, Place, checkpoints, load, newest, save, stored
 
 
 def test_tensors_and_position_come_back_as_they_were(any_storage: Storage) -> None:
@@ -160,94 +108,6 @@ def test_a_step_that_is_saved_already_is_not_written_again(storage: Storage) -> 
     load(second)
     save(second, 4)
     assert (stored(storage, "aa"), stored(storage, "bb")) == ([4], [])
-
-
-def damage_data(change: Callable[[bytes], bytes]) -> Callable[[Storage], None]:
-    path = layout.checkpoint_data(REF, "aa", 2)
-    return lambda storage: storage.replace(path, change(storage.read_bytes(path)))
-
-
-def damage_pointer(change: Callable[[bytes], bytes]) -> Callable[[Storage], None]:
-    path = layout.checkpoint_pointer(REF, "aa", 2)
-    return lambda storage: storage.replace(path, change(storage.read_bytes(path)))
-
-
-def flip(data: bytes, bit: int) -> bytes:
-    changed = bytearray(data)
-    changed[bit // 8] ^= 1 << bit % 8
-    return bytes(changed)
-
-
-DAMAGES = {
-    "data truncated": damage_data(lambda data: data[:-1]),
-    "data empty": damage_data(lambda data: b""),
-    "data flipped": damage_data(lambda data: flip(data, 8 * len(data) - 3)),
-    "data deleted": lambda storage: storage.remove(layout.checkpoint_data(REF, "aa", 2)),
-    "pointer truncated": damage_pointer(lambda data: data[:-20]),
-    "pointer empty": damage_pointer(lambda data: b""),
-    "pointer not text": damage_pointer(lambda data: b"\xff\xfe" + data),
-    "another step's pointer": lambda storage: storage.replace(
-        layout.checkpoint_pointer(REF, "aa", 2), storage.read_bytes(layout.checkpoint_pointer(REF, "aa", 1))
-    ),
-    "other counters": damage_pointer(lambda data: data.replace(b'"n_tokens": 20', b'"n_tokens": 21')),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_passed_over_with_one_line(
-    damage: str, storage: Storage, caplog: pytest.LogCaptureFixture
-) -> None:
-    save(checkpoints(storage, "aa"), 1, 2)
-    DAMAGES[damage](storage)
-    assert newest(storage) == 1
-    (record,) = (record for record in caplog.records if record.levelno >= logging.WARNING)
-    assert re.fullmatch(r"checkpoint \S+/aa/step-00000002\.json is passed over: .+", record.getMessage())
-
-
-def test_no_flipped_bit_of_a_pointer_goes_unnoticed(memory_storage: Storage, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.ERROR)
-    save(checkpoints(memory_storage, "aa"), 1, 2)
-    path = layout.checkpoint_pointer(REF, "aa", 2)
-    text = memory_storage.read_bytes(path)
-    outcomes = []
-    for bit in range(8 * len(text)):
-        memory_storage.replace(path, flip(text, bit))
-        outcomes.append(newest(memory_storage))  # which checks what belongs to the step
-    assert outcomes.count(1) > 0.9 * len(outcomes)  # the rest are spaces that became other white space
-    assert set(outcomes) <= {1, 2}
-
-
-def test_a_checkpoint_that_does_not_fit_is_passed_over(any_storage: Storage, caplog: pytest.LogCaptureFixture) -> None:
-    attempt = checkpoints(any_storage, "aa")
-    save(attempt, 1)
-    attempt.save({"other": torch.zeros(1)}, Place(step=2, n_tokens=20))
-    assert newest(any_storage) == 1
-    assert "it has no tensor value" in caplog.text
-    with pytest.raises(StoreError, match=r"its x is torch.float32 \[2\], not torch.int64 \[2\]"):
-        named_tensor({"x": torch.zeros(2)}, "x", torch.zeros(2, dtype=torch.int64))
-    with pytest.raises(StoreError, match=r"\[2\], not torch.float32 \[3\]"):
-        named_tensor({"x": torch.zeros(2)}, "x", torch.zeros(3))
-
-
-def test_damaged_checkpoints_go_once_the_work_has_come_as_far(any_storage: Storage) -> None:
-    save(checkpoints(any_storage, "aa"), 1, 2)
-    DAMAGES["data flipped"](any_storage)
-    successor = checkpoints(any_storage, "bb")
-    assert load(successor) == 1
-    save(successor, 2, 3)
-    assert (stored(any_storage, "aa"), stored(any_storage, "bb")) == ([], [2, 3])
-
-
-def test_one_that_does_not_fit_goes_only_once_the_work_has_come_as_far(any_storage: Storage) -> None:
-    other = checkpoints(any_storage, "aa")
-    save(other, 1)
-    other.save({"other": torch.zeros(1)}, Place(step=4, n_tokens=40))
-    successor = checkpoints(any_storage, "bb")
-    assert load(successor) == 1
-    save(successor, 2, 3)
-    assert (stored(any_storage, "aa"), stored(any_storage, "bb")) == ([4], [2, 3])
-    save(successor, 4)
-    assert (stored(any_storage, "aa"), stored(any_storage, "bb")) == ([], [3, 4])
 
 
 class Watched(Storage):
@@ -350,61 +210,3 @@ def test_removing_leaves_no_checkpoint_of_any_attempt(any_storage: Storage) -> N
     assert not any_storage.exists(path)
     if any_storage.is_local:
         assert not os.path.exists(any_storage.full(layout.checkpoint_folder(REF)))
-
-
-class Module(nn.Module):
-    """Tied weights, a buffer that is saved with the module and one that is not."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a = nn.Linear(3, 3)
-        self.b = nn.Linear(3, 3)
-        self.b.weight = self.a.weight
-        self.register_buffer("theta", torch.zeros(3))
-        self.register_buffer("count", torch.zeros((), dtype=torch.int64), persistent=False)
-
-    def step(self, optimizer: torch.optim.Optimizer, x: Tensor) -> None:
-        optimizer.zero_grad()
-        self.b(self.a(x)).square().sum().backward()
-        optimizer.step()
-        self.theta += self.a.weight.detach().sum(0)
-        self.count += 1
-
-
-@pytest.mark.parametrize("fused", [True, False])
-def test_a_restored_module_goes_on_bit_for_bit(fused: bool, memory_storage: Storage) -> None:
-    def new(seed: int) -> tuple[Module, torch.optim.Optimizer]:
-        torch.manual_seed(seed)
-        module = Module()
-        return module, torch.optim.AdamW(module.parameters(), lr=0.1, fused=fused)
-
-    batches = torch.randn(6, 5, 3, generator=torch.Generator().manual_seed(0))
-    module, optimizer = new(1)
-    for x in batches[:3]:
-        module.step(optimizer, x)
-    checkpoints(memory_storage).save(module_tensors(module, optimizer), Place(step=3, n_tokens=0))
-    other, other_optimizer = new(2)
-    place = checkpoints(memory_storage).load(
-        lambda tensors, place: restore_module(other, other_optimizer, tensors, place.step)
-    )
-    assert place is not None
-    assert other.b.weight is other.a.weight
-    for x in batches[3:]:
-        module.step(optimizer, x)
-        other.step(other_optimizer, x)
-    expected = module_tensors(module, optimizer)
-    assert int(other.count) == 6
-    for name, tensor in module_tensors(other, other_optimizer).items():
-        assert torch.equal(tensor, expected[name]), name
-
-
-def test_a_module_that_does_not_fit_stays_as_it_was() -> None:
-    module = Module()
-    optimizer = torch.optim.Adam(module.parameters(), fused=True)
-    module.step(optimizer, torch.ones(2, 3))
-    tensors = {name: tensor.clone() + 1 for name, tensor in module_tensors(module, optimizer).items()}
-    del tensors["adam.exp_avg_sq.b.bias"]
-    before = {name: tensor.clone() for name, tensor in module_tensors(module, optimizer).items()}
-    with pytest.raises(StoreError, match=r"no tensor adam\.exp_avg_sq\.b\.bias"):
-        restore_module(module, optimizer, tensors, step=9)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in module_tensors(module, optimizer).items())

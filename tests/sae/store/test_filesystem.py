@@ -16,6 +16,7 @@ import pytest
 from sae.errors import ConfigError, StoreError
 from sae.store import layout, local, staging
 from sae.store.filesystem import Storage
+from tests.small_disk import on_small_disk
 
 PROTOCOLS = ["gs", "gcs", "abfs", "az", "adl", "http", "https", "ftp", "sftp", "hdfs", "hf", "zip", "simplecache::s3"]
 
@@ -103,12 +104,11 @@ def in_small_root(tmp_path: Path, program: str, *, options: str = "size=2m") -> 
     """Run a program with a root on a file system of its own, 2 MiB large. Returns: what it prints."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    script = f'mount -t tmpfs -o {options} tmpfs "$1" && shift && exec "$@"'
-    command = ["unshare", "--map-root-user", "--mount", "sh", "-c", script, "sh", str(folder)]
-    if shutil.which("unshare") is None or subprocess.run([*command, "true"], capture_output=True).returncode != 0:
+    command = on_small_disk(folder, options)
+    if command is None:
         pytest.skip("needs unshare and tmpfs")
     setting = "import sys; from sae.errors import *; from sae.store.filesystem import Storage\n"
-    command += [sys.executable, "-c", setting + textwrap.dedent(program), str(folder / "root")]
+    command = [*command, sys.executable, "-c", setting + textwrap.dedent(program), str(folder / "root")]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout.strip()
 
 
