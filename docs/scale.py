@@ -12,10 +12,10 @@ import math
 from dataclasses import dataclass, fields
 
 from sae.extract.part_group import MAX_UNITS
-from sae.store.mixing import expected_variance
-from sae.store.order import RowGroups, ShuffleConfig
-from sae.store.part_sets import groups_of
-from sae.store.s3 import UPLOAD_BYTES
+from sae.store.reading.mixing import expected_variance
+from sae.store.reading.order import RowGroups, ShuffleConfig
+from sae.store.snapshots.part_sets import groups_of
+from sae.store.storage.s3 import UPLOAD_BYTES
 
 GIB, MIB = 1 << 30, 1 << 20
 

@@ -14,8 +14,8 @@ from prefect.artifacts import (
 from flows.headline import headline_markdown, headlines
 from sae.plan import Plan
 from sae.report.charts import Chart, density_chart, render_png, sweep_chart
-from sae.store.filesystem import Storage
-from sae.store.records import local_files, require_record
+from sae.store.artefacts.records import local_files, require_record
+from sae.store.storage.filesystem import Storage
 
 
 def publish_artifacts(storage: Storage, plan: Plan) -> None:

@@ -152,7 +152,7 @@ def _run(options: argparse.Namespace) -> None:
     from flows.settings import load_config
     from sae.plan import make_plan
     from sae.preflight import check_plan
-    from sae.store.filesystem import Storage
+    from sae.store.storage.filesystem import Storage
     from tasks.progress import show_progress
 
     for option in ("only", "refresh"):
@@ -178,8 +178,8 @@ def _print_summary(
     config: "PipelineConfig", plan: "Plan", outcomes: list[dict[str, Any]], seconds: float, *, as_json: bool
 ) -> None:
     from flows.headline import headline_lines, headlines
-    from sae.store.filesystem import Storage
-    from sae.store.records import read_record
+    from sae.store.artefacts.records import read_record
+    from sae.store.storage.filesystem import Storage
 
     storage = Storage(config.execution.root)
     metrics = headlines(storage, plan)

@@ -15,9 +15,9 @@ from sae.config import Spec
 from sae.extract.part_group import WantedParts, share_contexts
 from sae.plan import PipelineConfig, Place, Plan, make_plan
 from sae.preflight import check_plan, check_tokens
-from sae.store.part_sets import finished_parts
-from sae.store.records import require_record
-from sae.store.snapshot import parts_wanted
+from sae.store.artefacts.records import require_record
+from sae.store.snapshots.part_sets import finished_parts
+from sae.store.snapshots.snapshot import parts_wanted
 from sae.subject.config import EmbeddedLMSpec, HFModelSpec
 from tasks import extract as tasks
 

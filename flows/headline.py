@@ -4,8 +4,8 @@ import json
 from typing import Any
 
 from sae.plan import Plan
-from sae.store.filesystem import Storage
-from sae.store.records import local_files, read_record
+from sae.store.artefacts.records import local_files, read_record
+from sae.store.storage.filesystem import Storage
 
 
 def read_evaluation(storage: Storage, ref: str) -> dict[str, Any] | None:

@@ -4,8 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 from sae.plan import Place, Plan
-from sae.store.filesystem import Storage
-from sae.store.records import Record, read_record
+from sae.store.artefacts.records import Record, read_record
+from sae.store.storage.filesystem import Storage
 
 TITLES = {
     "segments": "corpus segment",

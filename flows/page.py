@@ -8,7 +8,7 @@ from sae.report.finished import FinishedReport, open_finished
 from sae.report.numbers import data_size
 from sae.report.single_file import single_file
 from sae.serve.find import find_report
-from sae.store.filesystem import Storage
+from sae.store.storage.filesystem import Storage
 
 
 def page(uri: str, out: str, latents: str | None, sae: str | None) -> str:

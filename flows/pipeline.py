@@ -18,7 +18,7 @@ from flows.stages import FLOW_STAGES, Stage
 from flows.train import train
 from sae.plan import PipelineConfig, make_plan
 from sae.preflight import check_explainer, check_plan
-from sae.store.filesystem import Storage
+from sae.store.storage.filesystem import Storage
 
 
 @flow(name="pipeline", flow_run_name="pipeline: {config.report.title}", result_serializer="json")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from sae.estimate_remix import RemixEstimate
     from sae.plan import Plan
     from sae.probe import StorageSpeed
-    from sae.store.filesystem import Storage
+    from sae.store.storage.filesystem import Storage
 
 DOES_NOT_FIT = 1
 
@@ -49,7 +49,7 @@ def run_plan(options: argparse.Namespace) -> int:
     from flows.settings import load_config
     from sae.plan import make_plan
     from sae.preflight import check_batches, check_root, plan_sizes
-    from sae.store.filesystem import Storage
+    from sae.store.storage.filesystem import Storage
     from tasks.progress import show_progress
 
     prices = _prices(options.prices)

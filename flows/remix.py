@@ -9,8 +9,8 @@ from sae.config import Spec
 from sae.errors import StoreError
 from sae.extract.config import DealtPartsSpec, RemixSpec
 from sae.extract.remix import count_parts, remove_dealt
-from sae.store.part_sets import finished_parts
-from sae.store.snapshot import SnapshotSpec
+from sae.store.snapshots.part_sets import finished_parts
+from sae.store.snapshots.snapshot import SnapshotSpec
 from tasks import extract as tasks
 
 

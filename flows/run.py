@@ -21,8 +21,8 @@ from flows.stages import FOLLOWS, Stage
 from sae.config import FrozenConfig, Spec
 from sae.errors import ConfigError, StoreError
 from sae.plan import ExecutionConfig
-from sae.store.checkpoints import remove_checkpoints
-from sae.store.filesystem import Storage
+from sae.store.artefacts.checkpoints import remove_checkpoints
+from sae.store.storage.filesystem import Storage
 from tasks.caching import Job, has_all_parts, is_stored
 from tasks.process import accept_work, stop_workers
 from tasks.progress import show_progress

@@ -5,8 +5,8 @@ from typing import Any
 
 from flows.lineage import TITLES, ancestors, describe
 from sae.errors import ConfigError
-from sae.store.filesystem import Storage
-from sae.store.records import Record, require_record, verify
+from sae.store.artefacts.records import Record, require_record, verify
+from sae.store.storage.filesystem import Storage
 
 ADDRESS = re.compile(rf"^(?P<root>.*?)/?(?P<ref>(?:{'|'.join(TITLES)})/[0-9a-f]{{16}})(?:/(?:part-(?P<part>\d+))?.*)?$")
 

@@ -10,10 +10,10 @@ from flows.store_address import open_root, parse_address, read_targets, records_
 from sae.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sae.store.filesystem import Storage
-    from sae.store.info import ArtefactInfo, StoreInfo
-    from sae.store.snapshot import Snapshot
-    from sae.store.verify import Problem, Target
+    from sae.store.snapshots.snapshot import Snapshot
+    from sae.store.storage.filesystem import Storage
+    from sae.store.upkeep.info import ArtefactInfo, StoreInfo
+    from sae.store.upkeep.verify import Problem, Target
 
 DEFAULT_ROOT = "runs"
 FAILURE = 1
@@ -102,7 +102,7 @@ def run_store(options: argparse.Namespace) -> int:
 
 def _info(options: argparse.Namespace) -> int:
     from flows.store_tables import artefact_lines, info_lines
-    from sae.store.info import read_info
+    from sae.store.upkeep.info import read_info
     from tasks.progress import show_progress
 
     root, targets = read_targets(options.root, [options.ref] if options.ref else [])
@@ -121,7 +121,7 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from sae.store.verify import all_targets
+    from sae.store.upkeep.verify import all_targets
 
     if bool(options.refs) == options.all:
         raise ConfigError("store verify: name artefacts, or say --all to read everything in the root")
@@ -136,7 +136,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _gc(options: argparse.Namespace) -> int:
     from sae.memory import readable
-    from sae.store.collect import delete_all, find_garbage
+    from sae.store.upkeep.collect import delete_all, find_garbage
     from tasks.progress import show_progress
 
     storage = open_root(options.root or DEFAULT_ROOT)
@@ -166,7 +166,7 @@ def _repair(options: argparse.Namespace) -> int:
     from flows.settings import load_config
     from flows.store_repair import plan_targets, repair
     from sae.plan import make_plan
-    from sae.store.verify import Target
+    from sae.store.upkeep.verify import Target
 
     root, named = read_targets(options.root, options.refs)
     config = load_config(options.config, options.settings, root)
@@ -192,8 +192,8 @@ def _repair(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from sae.store.export import export_snapshot
-    from sae.store.snapshot import read_snapshot
+    from sae.store.snapshots.snapshot import read_snapshot
+    from sae.store.upkeep.export import export_snapshot
     from tasks.progress import show_progress
 
     if "://" in str(options.destination) or ":/" in str(options.destination):
@@ -217,7 +217,7 @@ def _export(options: argparse.Namespace) -> int:
 
 def _snapshot_of(options: argparse.Namespace) -> "tuple[Storage, str]":
     """The snapshot that `export` names. Raises: ConfigError when it names none that is there."""
-    from sae.store.records import read_record
+    from sae.store.artefacts.records import read_record
 
     if parse_address(options.source) is not None:
         if options.hook_point:
@@ -247,7 +247,7 @@ def _snapshot_of(options: argparse.Namespace) -> "tuple[Storage, str]":
 def _print_problems(storage: "Storage", targets: "list[Target]") -> "list[Problem]":
     """Verify, print a line for every problem and a last one for all. Returns: the problems."""
     from sae.memory import readable
-    from sae.store.verify import verify_targets
+    from sae.store.upkeep.verify import verify_targets
     from tasks.progress import show_progress
 
     problems: list[Problem] = []
@@ -272,8 +272,8 @@ def _find(info: "StoreInfo", ref: str) -> "ArtefactInfo":
 
 def _as_json(storage: "Storage", info: "StoreInfo", artefact: "ArtefactInfo") -> dict[str, Any]:
     from flows.lineage import ancestors
-    from sae.store.info import iter_descendants
-    from sae.store.records import read_record
+    from sae.store.artefacts.records import read_record
+    from sae.store.upkeep.info import iter_descendants
 
     record = read_record(storage, artefact.ref) if artefact.created else None
     return artefact.model_dump(mode="json") | {

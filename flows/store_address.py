@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from sae.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
-    from sae.store.filesystem import Storage
-    from sae.store.verify import Target
+    from sae.store.storage.filesystem import Storage
+    from sae.store.upkeep.verify import Target
 
 
 def parse_address(text: str) -> "tuple[str, str, int | None] | None":
@@ -23,8 +23,8 @@ def read_targets(root: str | None, refs: list[str]) -> "tuple[str | None, list[T
 
     Raises: ConfigError when one is no address, or they name several roots.
     """
-    from sae.store.filesystem import Storage
-    from sae.store.verify import Target
+    from sae.store.storage.filesystem import Storage
+    from sae.store.upkeep.verify import Target
 
     found, roots = [], {Storage(root).root: root} if root else {}
     for text in refs:
@@ -43,7 +43,7 @@ def read_targets(root: str | None, refs: list[str]) -> "tuple[str | None, list[T
 
 def records_of(storage: "Storage", named: "list[Target]") -> "list[Target]":
     """Every commit record of some artefacts. Raises: StoreError when one has none."""
-    from sae.store.verify import targets_of
+    from sae.store.upkeep.verify import targets_of
 
     found: list[Target] = []
     for target in named:
@@ -56,7 +56,7 @@ def records_of(storage: "Storage", named: "list[Target]") -> "list[Target]":
 
 def open_root(root: str) -> "Storage":
     """The root. Raises: ConfigError when there is none."""
-    from sae.store.filesystem import Storage
+    from sae.store.storage.filesystem import Storage
 
     storage = Storage(root)
     if storage.is_local and not Path(storage.full("")).is_dir():

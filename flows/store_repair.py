@@ -9,13 +9,13 @@ from sae.errors import DamagedError
 
 if TYPE_CHECKING:
     from sae.plan import PipelineConfig, Plan
-    from sae.store.filesystem import Storage
-    from sae.store.verify import Target
+    from sae.store.storage.filesystem import Storage
+    from sae.store.upkeep.verify import Target
 
 
 def plan_targets(storage: "Storage", plan: "Plan") -> "list[Target]":
     """Every commit record that a plan's artefacts have in the root, in the order in which they are made."""
-    from sae.store.verify import targets_of
+    from sae.store.upkeep.verify import targets_of
 
     found = (targets_of(storage, spec.ref) for spec in plan.specs())
     return list(dict.fromkeys(itertools.chain.from_iterable(found)))

@@ -4,9 +4,9 @@ from flows.lineage import describe
 from flows.show import show
 from sae.errors import DamagedError
 from sae.memory import readable
-from sae.store.filesystem import Storage
-from sae.store.info import ArtefactInfo, StoreInfo, iter_descendants
-from sae.store.records import read_record
+from sae.store.artefacts.records import read_record
+from sae.store.storage.filesystem import Storage
+from sae.store.upkeep.info import ArtefactInfo, StoreInfo, iter_descendants
 
 HEADER = ("address", "state", "rows", "parts", "size", "rms norm", "what", "used by")
 

@@ -8,7 +8,7 @@ from flows.repair import Outcomes, run_repairing
 from flows.run import Run, raise_if_missing
 from flows.stages import Stage
 from sae.plan import PipelineConfig, Plan, make_plan
-from sae.store.records import require_record
+from sae.store.artefacts.records import require_record
 from sae.train.config import SAESpec
 from tasks import train as tasks
 

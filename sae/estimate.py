@@ -16,14 +16,14 @@ from sae.memory import machine_bytes, readable
 from sae.plan import Place, Plan
 from sae.preflight import BYTES_PER_TOKEN, IDENTITY_BYTES, Size, text_bytes
 from sae.store import layout
-from sae.store.encoding import stored_dtype
-from sae.store.filesystem import Storage
-from sae.store.mixing import expected_variance
-from sae.store.order import RowGroups, ShuffleConfig, ShuffleSizes
-from sae.store.ranges import PIECE_BYTES
-from sae.store.records import read_record
-from sae.store.s3 import UPLOAD_BYTES
-from sae.store.windows import WINDOWS_AHEAD
+from sae.store.artefacts.records import read_record
+from sae.store.part.encoding import stored_dtype
+from sae.store.reading.mixing import expected_variance
+from sae.store.reading.order import RowGroups, ShuffleConfig, ShuffleSizes
+from sae.store.reading.windows import WINDOWS_AHEAD
+from sae.store.storage.filesystem import Storage
+from sae.store.storage.ranges import PIECE_BYTES
+from sae.store.storage.s3 import UPLOAD_BYTES
 from sae.train.schedule import count_steps
 
 DEFAULT_PRICES = {"storage": 0.023, "put": 0.005, "get": 0.0004, "hour": 2.0}
@@ -185,7 +185,7 @@ def window_bytes(place: PlaceEstimate, batch_rows: int) -> int:
 
 
 def batch_variance(plan: Plan, place: PlaceEstimate, batch_rows: int, rho: float) -> float:
-    """The expected variance of batch means over that of independent rows (sae.store.mixing).
+    """The expected variance of batch means over that of independent rows (sae.store.reading.mixing).
 
     Args:
         rho: correlation of two rows of a context.
@@ -260,7 +260,7 @@ def _estimate_place(plan: Plan, place: Place, storage: Storage, size: Size | Non
     n_rows = n_parts = n_groups = 0
     wanted = plan.snapshots[place].n_tokens
     for n_tokens in available:
-        if wanted is not None:  # in whole parts, as in sae.store.snapshot.parts_wanted
+        if wanted is not None:  # in whole parts, as in sae.store.snapshots.snapshot.parts_wanted
             taken = min(-(-n_tokens // per_part), -(-wanted // per_part)) * per_part
             n_tokens, wanted = min(n_tokens, taken), wanted - min(wanted, taken)
         full, rest = divmod(n_tokens, per_part)

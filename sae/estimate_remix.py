@@ -7,8 +7,8 @@ from sae.estimate import PlaceEstimate, Requests, upload_requests
 from sae.extract.deal import count_buckets
 from sae.plan import Plan
 from sae.store import layout
-from sae.store.encoding import stored_dtype
-from sae.store.filesystem import Storage
+from sae.store.part.encoding import stored_dtype
+from sae.store.storage.filesystem import Storage
 
 
 class RemixEstimate(FrozenConfig):

@@ -25,7 +25,7 @@ from sae.pipeline_config import ExecutionConfig, PipelineConfig
 from sae.progress import Progress, silent
 from sae.report.config import ReportedSAE, ReportSpec
 from sae.statistics.config import StatisticsSpec
-from sae.store.snapshot import SnapshotSpec
+from sae.store.snapshots.snapshot import SnapshotSpec
 from sae.subject.config import EmbeddedLM, EmbeddedLMSpec, HFModelSpec, SubjectSpec, TokenizerSpec
 from sae.subject.huggingface import resolve_pin
 from sae.train.config import SAESpec, TrainConfig

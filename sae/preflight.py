@@ -17,10 +17,10 @@ from sae.extract.given import measure_given
 from sae.memory import check_fits, readable
 from sae.plan import Place, Plan
 from sae.store import layout
-from sae.store.encoding import stored_dtype
-from sae.store.filesystem import Storage
-from sae.store.records import read_record, require_record
-from sae.store.snapshot import SnapshotSpec
+from sae.store.artefacts.records import read_record, require_record
+from sae.store.part.encoding import stored_dtype
+from sae.store.snapshots.snapshot import SnapshotSpec
+from sae.store.storage.filesystem import Storage
 from sae.subject.config import EmbeddedLM
 from sae.subject.preflight import TRAINING_BYTES, check_subject
 

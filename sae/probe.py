@@ -18,11 +18,11 @@ from sae.extract.corpus import iter_documents
 from sae.plan import Plan
 from sae.progress import Progress, silent
 from sae.store import layout
-from sae.store.checkpoints import Checkpoints, Position, new_attempt
-from sae.store.contexts import PADDING, Contexts, read_contexts
-from sae.store.filesystem import Storage
-from sae.store.order import philox
-from sae.store.records import is_intact
+from sae.store.artefacts.checkpoints import Checkpoints, Position, new_attempt
+from sae.store.artefacts.records import is_intact
+from sae.store.reading.order import philox
+from sae.store.storage.filesystem import Storage
+from sae.store.text.contexts import PADDING, Contexts, read_contexts
 from sae.subject.config import EmbeddedLMSpec, HFModelSpec
 from sae.subject.embedded import new_model, train_model
 from sae.subject.hooks import capture

@@ -14,9 +14,9 @@ from pydantic import Field
 from sae.config import FrozenConfig, Spec, digest
 from sae.progress import silent
 from sae.store import layout
-from sae.store.filesystem import Storage
-from sae.store.part_sets import finished_parts
-from sae.store.records import is_intact, require_record
+from sae.store.artefacts.records import is_intact, require_record
+from sae.store.snapshots.part_sets import finished_parts
+from sae.store.storage.filesystem import Storage
 from tasks.process import run_in_worker
 from tasks.progress import show_progress
 from tasks.retries import is_retryable

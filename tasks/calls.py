@@ -5,7 +5,7 @@ from sae.evaluate.config import EvaluationSpec
 from sae.extract import corpus, part
 from sae.extract.config import PartsSpec, Source
 from sae.progress import Progress, silent
-from sae.store.filesystem import Storage
+from sae.store.storage.filesystem import Storage
 from sae.subject import embedded
 from sae.subject.config import TokenizerSpec
 from sae.train import in_memory

@@ -15,8 +15,8 @@ from sae.extract.config import (
     TokensSpec,
 )
 from sae.extract.part_group import extract_group
-from sae.store import snapshot
-from sae.store.snapshot import SnapshotSpec
+from sae.store.snapshots import snapshot
+from sae.store.snapshots.snapshot import SnapshotSpec
 from sae.subject import embedded, huggingface
 from sae.subject.config import EmbeddedLMSpec, HFModelSpec, TokenizerSpec
 from tasks import calls

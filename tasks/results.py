@@ -9,7 +9,7 @@ from prefect.utilities.annotations import NotSet
 
 from sae.config import digest
 from sae.store import layout
-from sae.store.filesystem import Storage
+from sae.store.storage.filesystem import Storage
 
 SAVE_ATTEMPTS = 5
 
@@ -25,7 +25,7 @@ def result_storage(storage: Storage) -> WritableFileSystem | Path | type[NotSet]
         return Path(storage.full(layout.RESULTS))
     if storage.protocol == "memory":
         return NotSet
-    from sae.store import s3
+    from sae.store.storage import s3
 
     block = RemoteFileSystem(basepath=storage.uri(layout.RESULTS), settings=s3.OPTIONS)
     block = _saved(block, f"sae-pipeline-{digest([block.basepath, block.settings])}")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from prefect import task
 
-from sae.store.filesystem import Storage
+from sae.store.storage.filesystem import Storage
 from sae.train import loop
 from sae.train.config import SAESpec
 from tasks.caching import TASK_OPTIONS, Job, is_stored, produce

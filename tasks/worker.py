@@ -111,7 +111,7 @@ def _answer(request: dict[str, Any], replies: _Replies, stop: _Stop) -> dict[str
 def _call(request: dict[str, Any], progress: Callable[..., None]) -> None:
     import torch
 
-    from sae.store.filesystem import Storage
+    from sae.store.storage.filesystem import Storage
 
     if request["threads"] is not None:  # the same count gives the same bits
         torch.set_num_threads(request["threads"])

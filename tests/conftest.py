@@ -30,11 +30,11 @@ import xxhash
 
 from sae.config import digest
 from sae.extract.config import GivenPartsSpec, InlineSource
-from sae.store.encoding import Dtype, Encoding, decode, encode
-from sae.store.filesystem import Storage
-from sae.store.records import commit
-from sae.store.snapshot import Snapshot, SnapshotSpec, commit_snapshot, encode_vector, read_snapshot
-from sae.store.writer import write_part
+from sae.store.artefacts.records import commit
+from sae.store.part.encoding import Dtype, Encoding, decode, encode
+from sae.store.part.writer import write_part
+from sae.store.snapshots.snapshot import Snapshot, SnapshotSpec, commit_snapshot, encode_vector, read_snapshot
+from sae.store.storage.filesystem import Storage
 from tests.browsing import Page, StaticFiles
 
 MakeSnapshot = Callable[..., Snapshot]
@@ -108,7 +108,7 @@ def s3_environment(s3_server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         monkeypatch.delenv(name)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    from sae.store import s3
+    from sae.store.storage import s3
 
     s3.FileSystem.clear_instance_cache()  # clients keep the environment they were made in
     yield variables
@@ -118,7 +118,7 @@ def s3_environment(s3_server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 @pytest.fixture
 def s3_root(s3_environment: dict[str, str]) -> str:
     """A fresh bucket on the endpoint, and a prefix in it: `s3://bucket/prefix`."""
-    from sae.store import s3
+    from sae.store.storage import s3
 
     bucket = f"bucket-{uuid.uuid4().hex[:12]}"
     s3.connect().mkdir(bucket)

@@ -19,6 +19,8 @@ LEVELS = {
     "subject": 2,
     "weights": 2,
 }
+STORE_ROOMS = (("storage", "part"), ("artefacts",), ("snapshots",), ("text", "reading"), ("upkeep",))
+"""Folders of the store, lowest first: each may use those of lower levels; the modules beside them use no folder."""
 
 
 def imported_modules(path: Path) -> Iterator[str]:
@@ -74,3 +76,15 @@ def test_lower_layers_do_not_import_higher_ones() -> None:
                     continue
                 assert parts[1] not in STAGES, f"{path} imports {name}"
                 assert LEVELS.get(parts[1], level) <= level, f"{path} imports {name}"
+
+
+def test_rooms_of_the_store_stand_on_those_below() -> None:
+    store = ROOT / "sae" / "store"
+    rooms = {room for level in STORE_ROOMS for room in level}
+    assert {path.parent.name for path in store.glob("*/__init__.py")} == rooms
+    for path in sorted(store.rglob("*.py")):
+        room = path.parent.name
+        height = next((i for i, level in enumerate(STORE_ROOMS) if room in level), 0)
+        allowed = {room, *(name for level in STORE_ROOMS[:height] for name in level)}
+        used = {name.split(".")[2] for name in imported_modules(path) if name.startswith("sae.store.")}
+        assert not used & rooms - allowed, path

@@ -20,10 +20,10 @@ from torch import Tensor
 from sae.evaluate.interpretability import UnitFirings
 from sae.evaluate.reconstruction import FiringsKeeper
 from sae.progress import Progress, silent
-from sae.store.filesystem import Storage
-from sae.store.order import philox
-from sae.store.reader import iter_rows
-from sae.store.snapshot import Snapshot
+from sae.store.reading.order import philox
+from sae.store.reading.reader import iter_rows
+from sae.store.snapshots.snapshot import Snapshot
+from sae.store.storage.filesystem import Storage
 
 NAMES = ("neurons", "pca", "random")
 MAX_PCA_ROWS = 1 << 17

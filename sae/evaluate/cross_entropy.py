@@ -9,8 +9,8 @@ from torch import Tensor
 
 from sae.architectures.base import SAE
 from sae.progress import Progress, silent
-from sae.store.contexts import PADDING, Contexts
-from sae.store.left_out import NOTHING, LeftOut
+from sae.store.text.contexts import PADDING, Contexts
+from sae.store.text.left_out import NOTHING, LeftOut
 from sae.subject.hooks import splice
 
 VARIANTS = ("clean", "sae", "zero", "mean")

@@ -20,11 +20,11 @@ from sae.evaluate.rows import count_tokens
 from sae.evaluate.rule_scores import write_rule_scores
 from sae.evaluate.splicing import cross_entropy_figures
 from sae.progress import Progress, silent
-from sae.store import records
-from sae.store.filesystem import Storage
-from sae.store.reader import read_snapshot
-from sae.store.records import Record
-from sae.store.snapshot import Snapshot
+from sae.store.artefacts import records
+from sae.store.artefacts.records import Record
+from sae.store.reading.reader import read_snapshot
+from sae.store.snapshots.snapshot import Snapshot
+from sae.store.storage.filesystem import Storage
 from sae.subject.load import load_subject
 from sae.weights import load_sae
 

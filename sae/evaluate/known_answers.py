@@ -13,10 +13,10 @@ from sae.evaluate.config import EvaluationSpec
 from sae.evaluate.recovery import measure_recovery
 from sae.evaluate.replicates import TrainReplicates, count_replicates
 from sae.progress import Progress, silent
-from sae.store import records
-from sae.store.filesystem import Storage
-from sae.store.reader import iter_rows, read_snapshot
-from sae.store.snapshot import Snapshot
+from sae.store.artefacts import records
+from sae.store.reading.reader import iter_rows, read_snapshot
+from sae.store.snapshots.snapshot import Snapshot
+from sae.store.storage.filesystem import Storage
 from sae.train.config import TrainConfig
 
 DIRECTIONS_FILE = "directions.safetensors"

@@ -6,9 +6,9 @@ import numpy as np
 
 from sae.evaluate.interpretability import UnitFirings, UnitScores, concatenate, score_units
 from sae.evaluate.rows import RowTexts
-from sae.store.filesystem import Storage
-from sae.store.reader import iter_rows
-from sae.store.snapshot import Snapshot
+from sae.store.reading.reader import iter_rows
+from sae.store.snapshots.snapshot import Snapshot
+from sae.store.storage.filesystem import Storage
 
 BLOCK_ELEMENTS = 1 << 24
 """Activations of one block of columns in memory (64 MiB of float32)."""

@@ -14,10 +14,10 @@ from sae.evaluate.probing import DenseColumns, SparseColumns, Task
 from sae.evaluate.reconstruction import Reconstruction
 from sae.evaluate.rows import RowTexts
 from sae.progress import Progress
-from sae.store import records
-from sae.store.filesystem import Storage
-from sae.store.reader import iter_rows
-from sae.store.snapshot import Snapshot
+from sae.store.artefacts import records
+from sae.store.reading.reader import iter_rows
+from sae.store.snapshots.snapshot import Snapshot
+from sae.store.storage.filesystem import Storage
 from sae.subject.load import Subject
 from sae.subject.text import token_bytes
 

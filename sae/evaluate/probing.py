@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from sae.evaluate.interpretability import UnitFirings
 from sae.progress import Progress, silent
-from sae.store.order import philox
+from sae.store.reading.order import philox
 
 N_UNITS = (1, 5)
 """Units a sparse probe may use."""

@@ -15,9 +15,9 @@ from sae.evaluate.interpretability import UnitFirings
 from sae.evaluate.rows import RowTexts, concatenate_texts, part_contexts, row_texts
 from sae.metrics import FiringCounts, ReconstructionSums, ShrinkageSums
 from sae.progress import Progress, silent
-from sae.store.filesystem import Storage
-from sae.store.reader import iter_rows
-from sae.store.snapshot import Snapshot
+from sae.store.reading.reader import iter_rows
+from sae.store.snapshots.snapshot import Snapshot
+from sae.store.storage.filesystem import Storage
 
 L0_RULES = {"topk": "topk", "standard": "relu"}
 """Architecture -> the inference rule that its L0 belongs to, where the two have different names."""

@@ -5,11 +5,11 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from sae.store.contexts import Contexts
-from sae.store.filesystem import Storage
-from sae.store.reader import RowBlock, RowGroupReader
-from sae.store.rows import context_index, contexts_of_part, text_source
-from sae.store.snapshot import Snapshot
+from sae.store.reading.reader import RowBlock, RowGroupReader
+from sae.store.snapshots.snapshot import Snapshot
+from sae.store.storage.filesystem import Storage
+from sae.store.text.contexts import Contexts
+from sae.store.text.rows import context_index, contexts_of_part, text_source
 
 NO_TOKEN = -1
 

@@ -10,9 +10,9 @@ from sae.evaluate.controls import Control, ControlFindings
 from sae.evaluate.interpretability import DEFINITIONS, Names, UnitScores, score_units, scores_table, summarize
 from sae.evaluate.neurons import score_neurons
 from sae.evaluate.reconstruction import Reconstruction
-from sae.store import records
-from sae.store.filesystem import Storage
-from sae.store.snapshot import Snapshot
+from sae.store.artefacts import records
+from sae.store.snapshots.snapshot import Snapshot
+from sae.store.storage.filesystem import Storage
 from sae.subject.load import Subject
 from sae.subject.text import printable, token_bytes
 

@@ -13,11 +13,11 @@ from sae.evaluate.controls import Control
 from sae.evaluate.cross_entropy import ContextLosses, Replace, measure_cross_entropy
 from sae.metrics import ce_recovered
 from sae.progress import Progress
-from sae.store import records
-from sae.store.contexts import Contexts, read_contexts
-from sae.store.filesystem import Storage
-from sae.store.left_out import read_left_out
-from sae.store.snapshot import Snapshot
+from sae.store.artefacts import records
+from sae.store.snapshots.snapshot import Snapshot
+from sae.store.storage.filesystem import Storage
+from sae.store.text.contexts import Contexts, read_contexts
+from sae.store.text.left_out import read_left_out
 from sae.subject.load import Subject
 
 

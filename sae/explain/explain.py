@@ -23,9 +23,9 @@ from sae.explain.explainer import Explainer, NoAnswer, add_tokens
 from sae.explain.label import ANSWERS_SCHEMA, TESTS, label_latent, labels_schema
 from sae.explain.local import LocalExplainer
 from sae.progress import Progress, silent
-from sae.store import records
-from sae.store.filesystem import Storage
-from sae.store.records import Record
+from sae.store.artefacts import records
+from sae.store.artefacts.records import Record
+from sae.store.storage.filesystem import Storage
 
 logger = logging.getLogger(__name__)
 

@@ -20,12 +20,12 @@ from sae.explain.config import QuestionsSpec
 from sae.explain.prompts import marked_runs
 from sae.explain.silence import DrawnWindow, draw_windows
 from sae.progress import Progress, silent
-from sae.store import records
-from sae.store.filesystem import Storage
-from sae.store.order import philox
-from sae.store.reader import read_snapshot
-from sae.store.records import Record
-from sae.store.rows import text_source
+from sae.store.artefacts import records
+from sae.store.artefacts.records import Record
+from sae.store.reading.order import philox
+from sae.store.reading.reader import read_snapshot
+from sae.store.storage.filesystem import Storage
+from sae.store.text.rows import text_source
 from sae.subject.load import load_tokenizer
 from sae.subject.text import token_bytes
 from sae.weights import load_sae

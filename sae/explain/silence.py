@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from sae.architectures.base import SAE
-from sae.store.filesystem import Storage
-from sae.store.order import philox
-from sae.store.reader import RowGroupReader
-from sae.store.snapshot import Snapshot
+from sae.store.reading.order import philox
+from sae.store.reading.reader import RowGroupReader
+from sae.store.snapshots.snapshot import Snapshot
+from sae.store.storage.filesystem import Storage
 
 N_CONTEXTS = 256
 """Contexts drawn, one window each. A latent on one token in ten is silent on some nine windows of 32 tokens of them."""

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from sae.config import FrozenConfig, Ref, Spec
-from sae.store.encoding import Dtype
+from sae.store.part.encoding import Dtype
 
 Split = Literal["train", "heldout"]
 

@@ -16,8 +16,8 @@ from sae.extract.config import DatasetSource, FilesSource, SegmentSpec, Source, 
 from sae.extract.files import iter_files
 from sae.extract.hub_dataset import dataset_digest, iter_dataset
 from sae.progress import Progress, silent
-from sae.store.filesystem import Storage
-from sae.store.records import Record, commit, require_record
+from sae.store.artefacts.records import Record, commit, require_record
+from sae.store.storage.filesystem import Storage
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from sae.errors import InputError
 from sae.extract.config import PartsSpec
 from sae.extract.filters import fill_gaps, norm_limit
-from sae.store.contexts import PADDING, Contexts
-from sae.store.encoding import FLOAT16_CEILING, Encoding, choose_encoding, encode_as
-from sae.store.order import philox
+from sae.store.part.encoding import FLOAT16_CEILING, Encoding, choose_encoding, encode_as
+from sae.store.reading.order import philox
+from sae.store.text.contexts import PADDING, Contexts
 
 BUFFERS = {
     "float16": torch.float16,

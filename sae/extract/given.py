@@ -22,11 +22,11 @@ from sae.extract.config import ArraySource, GivenPartsSpec, GivenSource, InlineS
 from sae.extract.superposition import train_superposition
 from sae.extract.write import write_rows
 from sae.progress import Progress, silent
-from sae.store.encoding import LARGEST, Dtype, encode, stored_dtype
-from sae.store.filesystem import Storage
-from sae.store.order import philox
-from sae.store.records import Record, commit
-from sae.store.snapshot import PART_FILE
+from sae.store.artefacts.records import Record, commit
+from sae.store.part.encoding import LARGEST, Dtype, encode, stored_dtype
+from sae.store.reading.order import philox
+from sae.store.snapshots.snapshot import PART_FILE
+from sae.store.storage.filesystem import Storage
 
 DIRECTIONS_FILE = "directions.safetensors"
 """True feature directions of a superposition source, a file of the part set: key "directions" [n_features, d_in]."""

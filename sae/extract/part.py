@@ -21,10 +21,10 @@ from sae.extract.config import PartsSpec
 from sae.extract.filters import dropped_ids
 from sae.extract.stream import PartStream, SharedRows, helper_threads
 from sae.progress import Progress, silent
-from sae.store.contexts import CONTEXTS_PER_ROW_GROUP, PADDING, Contexts, read_contexts
-from sae.store.encoding import stored_dtype
-from sae.store.filesystem import Storage
-from sae.store.records import Record, commit, require_record
+from sae.store.artefacts.records import Record, commit, require_record
+from sae.store.part.encoding import stored_dtype
+from sae.store.storage.filesystem import Storage
+from sae.store.text.contexts import CONTEXTS_PER_ROW_GROUP, PADDING, Contexts, read_contexts
 from sae.subject.hooks import capture, check_hook_points, hook_width
 from sae.subject.load import Subject, check_context, load_subject
 

@@ -6,9 +6,9 @@ from typing import NamedTuple
 from sae.extract.config import PartsSpec
 from sae.extract.part import extract_parts
 from sae.progress import Progress, silent
-from sae.store.filesystem import Storage
-from sae.store.part_sets import groups_of, write_index
-from sae.store.records import require_record
+from sae.store.artefacts.records import require_record
+from sae.store.snapshots.part_sets import groups_of, write_index
+from sae.store.storage.filesystem import Storage
 
 MAX_UNITS = 16
 """Units in a run: by then a task's start costs nothing, and what is lost with it is little."""

@@ -12,10 +12,10 @@ from torch import Tensor
 from sae.extract.config import PartsSpec
 from sae.extract.filling import BUFFERS, Filling, PartRows, rows_of_part
 from sae.extract.write import write_rows
-from sae.store.contexts import Contexts
-from sae.store.filesystem import Storage
-from sae.store.records import Record, commit, is_intact, require_record
-from sae.store.snapshot import PART_FILE
+from sae.store.artefacts.records import Record, commit, is_intact, require_record
+from sae.store.snapshots.snapshot import PART_FILE
+from sae.store.storage.filesystem import Storage
+from sae.store.text.contexts import Contexts
 
 SharedRows = MutableMapping[tuple[Any, ...], PartRows]
 """The rows of parts that streams have open, for those whose parts are on the same contexts."""

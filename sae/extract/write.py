@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from sae.store.encoding import Encoding, decode
-from sae.store.snapshot import encode_vector
-from sae.store.writer import write_part
+from sae.store.part.encoding import Encoding, decode
+from sae.store.part.writer import write_part
+from sae.store.snapshots.snapshot import encode_vector
 
 SUM_VALUES = 1 << 17
 """Values summed at once: they stay in a core's own cache as float64."""

@@ -39,7 +39,7 @@ from sae.report.matching import (
     random_cosines,
     rows_together,
 )
-from sae.store.order import philox
+from sae.store.reading.order import philox
 from sae.weights import WEIGHTS_FILE, load_sae
 
 MAX_ALL_PAIRS = 8

@@ -16,7 +16,7 @@ import torch
 from sae.progress import Progress
 from sae.report import chunks
 from sae.report.inputs import SAEInputs
-from sae.store.order import philox
+from sae.store.reading.order import philox
 from sae.weights import WEIGHTS_FILE, load_sae
 
 METHOD = "t-SNE on the graph of each decoder row's {n} nearest by cosine, started from two principal components"

@@ -10,8 +10,8 @@ import numpy as np
 
 from sae.errors import ConfigError, StoreError
 from sae.report import chunks
-from sae.store.filesystem import Storage
-from sae.store.records import require_record
+from sae.store.artefacts.records import require_record
+from sae.store.storage.filesystem import Storage
 
 _REPORT = re.compile(r"^(?P<root>.*?)/?(?P<ref>reports/[0-9a-f]{16})(?:/.*)?$")
 _SUMMARY = re.compile(rb'<script type="application/json" id="summary">(.*?)</script>', re.DOTALL)

@@ -15,8 +15,8 @@ from sae.errors import StoreError
 from sae.report.config import ReportedSAE, ReportSpec
 from sae.report.model_labels import with_model_labels
 from sae.report.rules import DEFINITIONS
-from sae.store import records
-from sae.store.filesystem import Storage
+from sae.store.artefacts import records
+from sae.store.storage.filesystem import Storage
 
 _RULE_FIELDS = {"kind": pa.string(), "name": pa.string(), "share": pa.float64(), "passes": pa.bool_()}
 _COUNTED = ("counts", "precision", "recall", "lift")

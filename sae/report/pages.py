@@ -23,7 +23,7 @@ from sae.report.model_labels import model_words
 from sae.report.numbers import shorts
 from sae.report.rules import latent_label
 from sae.report.words import LatentIndex
-from sae.store.order import philox
+from sae.store.reading.order import philox
 
 SPARK_BINS = 16
 SPARK_STEPS = 40

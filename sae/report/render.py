@@ -25,8 +25,8 @@ from sae.report.pages import SAEPages, write_pages
 from sae.report.tables import write_tables
 from sae.report.toy import toy_of, verdict
 from sae.report.try_it import write_passages
-from sae.store import records
-from sae.store.filesystem import Storage
+from sae.store.artefacts import records
+from sae.store.storage.filesystem import Storage
 
 
 def render_report(

@@ -12,8 +12,8 @@ from sae.architectures.base import SAE
 from sae.report.display import plain
 from sae.report.inputs import SAEInputs
 from sae.report.numbers import NOT_AVAILABLE, decimal
-from sae.store.filesystem import Storage
-from sae.store.reader import iter_rows, read_snapshot
+from sae.store.reading.reader import iter_rows, read_snapshot
+from sae.store.storage.filesystem import Storage
 from sae.weights import load_sae
 
 MAX_ROWS, MAX_LATENTS = 64, 64

@@ -3,8 +3,8 @@
 import re
 
 from sae.errors import ConfigError
-from sae.store.filesystem import Storage
-from sae.store.records import Record, read_record, require_record
+from sae.store.artefacts.records import Record, read_record, require_record
+from sae.store.storage.filesystem import Storage
 
 STAGE = "reports"
 _ADDRESS = re.compile(rf"^(?:(?P<root>.*)/)?(?P<ref>{STAGE}/[0-9a-f]{{16}})(?:/.*)?$")

@@ -8,10 +8,10 @@ from sae.architectures.base import SAE
 from sae.errors import InputError, PipelineError
 from sae.report.display import plain
 from sae.report.inputs import unique_keys
-from sae.store.filesystem import Storage
-from sae.store.left_out import LeftOut, read_left_out
-from sae.store.record import Record
-from sae.store.records import local_files, require_record
+from sae.store.artefacts.record import Record
+from sae.store.artefacts.records import local_files, require_record
+from sae.store.storage.filesystem import Storage
+from sae.store.text.left_out import LeftOut, read_left_out
 from sae.subject.hooks import hook_width
 from sae.subject.load import Subject, load_subject
 from sae.weights import load_sae

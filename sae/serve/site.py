@@ -8,9 +8,9 @@ from starlette.responses import Response, StreamingResponse
 
 from sae.errors import PipelineError
 from sae.serve.refusals import Refused
-from sae.store.files import FileEntry
-from sae.store.filesystem import Storage
-from sae.store.record import Record
+from sae.store.artefacts.files import FileEntry
+from sae.store.artefacts.record import Record
+from sae.store.storage.filesystem import Storage
 
 BLOCK_BYTES = 1 << 20
 """Read at once: what one request holds in memory."""

@@ -10,11 +10,11 @@ import torch
 from sae.architectures.base import SAE
 from sae.extract.config import Split
 from sae.statistics.config import StatisticsSpec
-from sae.store.contexts import Contexts
-from sae.store.filesystem import Storage
-from sae.store.reader import RowBlock, iter_rows, read_snapshot
-from sae.store.rows import TextSource, context_index, contexts_of_part, text_source
-from sae.store.snapshot import Snapshot
+from sae.store.reading.reader import RowBlock, iter_rows, read_snapshot
+from sae.store.snapshots.snapshot import Snapshot
+from sae.store.storage.filesystem import Storage
+from sae.store.text.contexts import Contexts
+from sae.store.text.rows import TextSource, context_index, contexts_of_part, text_source
 
 SPLITS: tuple[Split, ...] = ("heldout", "train")
 """Their order is the order of the parts, and a split's place in it is its code in a context's key."""

@@ -7,7 +7,7 @@ from sae.architectures.base import SAE
 from sae.progress import Progress, silent
 from sae.statistics.firings import Firings, StatisticsPart, context_key, iter_blocks
 from sae.statistics.kept import rank_in_run
-from sae.store.filesystem import Storage
+from sae.store.storage.filesystem import Storage
 
 
 def find_near_misses(

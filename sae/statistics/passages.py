@@ -7,8 +7,8 @@ from sae.architectures.base import SAE
 from sae.statistics.firings import StatisticsPart, context_key, iter_blocks
 from sae.statistics.kept import rank_in_run
 from sae.statistics.tables import TokenNames, bytes_of, document_names_of
-from sae.store.contexts import PADDING
-from sae.store.filesystem import Storage
+from sae.store.storage.filesystem import Storage
+from sae.store.text.contexts import PADDING
 
 N_LATENTS = 8
 """Latents kept per token."""

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sae.statistics.firings import NO_TOKEN, Firings, StatisticsPart, context_key
-from sae.store.filesystem import Storage
+from sae.store.storage.filesystem import Storage
 
 
 class Texts(NamedTuple):

@@ -24,10 +24,10 @@ from sae.statistics.quantiles import BOUND, MIN_FIRINGS, quartile_edges
 from sae.statistics.row_sample import coactivation
 from sae.statistics.tree import merge_levels, roots
 from sae.statistics.windows import collect_windows
-from sae.store import records
-from sae.store.contexts import read_document_names
-from sae.store.filesystem import Storage
-from sae.store.records import Record
+from sae.store.artefacts import records
+from sae.store.artefacts.records import Record
+from sae.store.storage.filesystem import Storage
+from sae.store.text.contexts import read_document_names
 from sae.subject.hooks import direct_logit_matrix
 from sae.subject.load import Subject, load_subject
 from sae.subject.text import token_bytes

@@ -7,8 +7,8 @@ import numpy as np
 from sae.architectures.base import SAE
 from sae.progress import Progress, silent
 from sae.statistics.firings import Firings, StatisticsPart, context_key, iter_blocks
-from sae.store.contexts import PADDING, Contexts
-from sae.store.filesystem import Storage
+from sae.store.storage.filesystem import Storage
+from sae.store.text.contexts import PADDING, Contexts
 
 LEFT_SHARE = 0.75
 """Share of a window that lies before the peak: what made a causal model fire is there."""

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sae.store.contexts import PADDING, Contexts
+from sae.store.text.contexts import PADDING, Contexts
 
 PRIOR_MASSES = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
 

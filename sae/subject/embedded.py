@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from sae.errors import InputError, StopRequested, TrainingError
 from sae.progress import Progress, silent
-from sae.store.checkpoints import (
+from sae.store.artefacts.checkpoints import (
     Checkpoints,
     Position,
     module_tensors,
@@ -22,10 +22,10 @@ from sae.store.checkpoints import (
     remove_checkpoints,
     restore_module,
 )
-from sae.store.contexts import PADDING, Contexts, read_contexts
-from sae.store.filesystem import Storage
-from sae.store.order import philox
-from sae.store.records import Record, commit, local_files, require_record
+from sae.store.artefacts.records import Record, commit, local_files, require_record
+from sae.store.reading.order import philox
+from sae.store.storage.filesystem import Storage
+from sae.store.text.contexts import PADDING, Contexts, read_contexts
 from sae.subject.baselines import ngram_losses
 from sae.subject.config import EmbeddedLM, EmbeddedLMSpec, TokenizerSpec
 from sae.subject.source import quiet

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from sae.errors import InputError, TransientError
-from sae.store.filesystem import Storage
-from sae.store.records import Record, commit
+from sae.store.artefacts.records import Record, commit
+from sae.store.storage.filesystem import Storage
 from sae.subject.config import HFModel, HFModelSpec
 from sae.subject.load import auto_class, is_causal
 from sae.subject.source import (

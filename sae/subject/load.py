@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from sae.errors import InputError
-from sae.store.filesystem import Storage
-from sae.store.records import local_files, require_record
+from sae.store.artefacts.records import local_files, require_record
+from sae.store.storage.filesystem import Storage
 from sae.subject.config import HFModel, HFModelSpec
 from sae.subject.source import ModelSource, explained, pinned_source
 

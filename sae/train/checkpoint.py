@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from sae.store.checkpoints import Checkpoints, Position, module_tensors, named_tensor, restore_module
-from sae.store.order import Cursor
+from sae.store.artefacts.checkpoints import Checkpoints, Position, module_tensors, named_tensor, restore_module
+from sae.store.reading.order import Cursor
 from sae.train.curve import COLUMNS, CURVE_FILE
 from sae.train.run import TrainingRun
 

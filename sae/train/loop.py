@@ -11,14 +11,14 @@ from torch import Tensor
 
 from sae.errors import ConfigError, StopRequested, TrainingError
 from sae.progress import Progress, silent
-from sae.store import records
-from sae.store.checkpoints import Checkpoints, new_attempt, remove_checkpoints
-from sae.store.filesystem import Storage
-from sae.store.loader import open_loader
-from sae.store.order import Cursor
-from sae.store.reader import read_snapshot
-from sae.store.records import Record
-from sae.store.snapshot import Snapshot
+from sae.store.artefacts import records
+from sae.store.artefacts.checkpoints import Checkpoints, new_attempt, remove_checkpoints
+from sae.store.artefacts.records import Record
+from sae.store.reading.loader import open_loader
+from sae.store.reading.order import Cursor
+from sae.store.reading.reader import read_snapshot
+from sae.store.snapshots.snapshot import Snapshot
+from sae.store.storage.filesystem import Storage
 from sae.train.checkpoint import RunPosition, load_checkpoint, save_checkpoint
 from sae.train.config import SAESpec
 from sae.train.curve import CURVE_FILE

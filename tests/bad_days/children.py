@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sae.errors import PipelineError
-from sae.store import http_ranges, signed_get
-from sae.store.collect import delete_garbage, find_garbage
-from sae.store.filesystem import Storage
-from sae.store.staging import remove_abandoned
+from sae.store.storage import http_ranges, signed_get
+from sae.store.storage.filesystem import Storage
+from sae.store.storage.staging import remove_abandoned
+from sae.store.upkeep.collect import delete_garbage, find_garbage
 from tests.bad_days import small_store
 
 TRACE_ME, SYSCALL, SET_OPTIONS = 0, 24, 0x4200
@@ -123,7 +123,7 @@ def _clean_staging(storage: Storage, parent: str) -> None:
 
 
 def _write_in_pieces(storage: Storage) -> None:
-    from sae.store import s3
+    from sae.store.storage import s3
 
     s3.UPLOAD_BYTES = SMALLEST_PIECE
     small_store.write_big(storage)
@@ -270,7 +270,7 @@ def _libc() -> Any:
 
 def _be_impatient() -> None:
     """Time-outs of a second: nobody waits half a minute for a network that is broken on purpose."""
-    from sae.store import s3
+    from sae.store.storage import s3
 
     s3.OPTIONS["config_kwargs"] |= {"connect_timeout": 2, "read_timeout": 1}
     signed_get.STALL_SECONDS, http_ranges.PAUSE_SECONDS = 0.5, 0.01

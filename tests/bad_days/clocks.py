@@ -6,7 +6,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from sae.store import layout, staging
+from sae.store import layout
+from sae.store.storage import staging
 from tests.bad_days import small_store
 from tests.bad_days.place import Place, uninterrupted
 from tests.bad_days.small_store import PARTS

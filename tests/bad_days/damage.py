@@ -10,11 +10,11 @@ import pytest
 
 from sae.errors import DamagedError, StoreError
 from sae.store import layout
-from sae.store.collect import delete_garbage, find_garbage
-from sae.store.filesystem import Storage
-from sae.store.record import FORMAT
-from sae.store.records import read_record, require_record
-from sae.store.writer import PartLayout
+from sae.store.artefacts.record import FORMAT
+from sae.store.artefacts.records import read_record, require_record
+from sae.store.part.writer import PartLayout
+from sae.store.storage.filesystem import Storage
+from sae.store.upkeep.collect import delete_garbage, find_garbage
 from tests.bad_days import small_store
 from tests.bad_days.place import Place, uninterrupted
 from tests.bad_days.small_store import N_PARTS, PARTS, SNAPSHOT

@@ -16,8 +16,8 @@ import torch
 
 from sae.errors import StoreError
 from sae.store import layout
-from sae.store.checkpoints import Checkpoints, Position, named_tensor
-from sae.store.filesystem import Storage
+from sae.store.artefacts.checkpoints import Checkpoints, Position, named_tensor
+from sae.store.storage.filesystem import Storage
 from tests.bad_days import small_store
 from tests.bad_days.place import NotHereError, uninterrupted
 from tests.small_disk import on_small_disk

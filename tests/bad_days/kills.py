@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sae.store import layout
-from sae.store.filesystem import Storage
-from sae.store.records import read_record
+from sae.store.artefacts.records import read_record
+from sae.store.storage.filesystem import Storage
 from tests.bad_days import small_store
 from tests.bad_days.children import may_trace
 from tests.bad_days.place import NotHereError, Place, uninterrupted

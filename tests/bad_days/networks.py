@@ -73,7 +73,7 @@ def extract(place: Place, kind: str, tries: int, seed: int = 0) -> Iterator[str]
 def _digest_of_rows() -> str:
     import tempfile
 
-    from sae.store.filesystem import Storage
+    from sae.store.storage.filesystem import Storage
 
     with tempfile.TemporaryDirectory() as folder:
         storage = Storage(folder)

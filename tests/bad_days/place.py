@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sae.store import s3
-from sae.store.filesystem import Storage
+from sae.store.storage import s3
+from sae.store.storage.filesystem import Storage
 from tests.bad_days import small_store
 from tests.bad_days.children import Children
 from tests.sae.store.network import Network, network

@@ -9,16 +9,16 @@ import numpy as np
 from sae.errors import DamagedError, TransientError
 from sae.extract.config import GivenPartsSpec, InlineSource
 from sae.store import layout
-from sae.store.collect import Garbage, delete_garbage, find_garbage
-from sae.store.encoding import Encoding
-from sae.store.filesystem import Storage
-from sae.store.loader import open_loader
-from sae.store.moments import encode_vector
-from sae.store.order import ShuffleConfig
-from sae.store.records import commit, is_intact, read_record
-from sae.store.snapshot import PART_FILE, SnapshotSpec, commit_snapshot, read_snapshot
-from sae.store.verify import all_targets, verify_targets
-from sae.store.writer import write_part
+from sae.store.artefacts.records import commit, is_intact, read_record
+from sae.store.part.encoding import Encoding
+from sae.store.part.writer import write_part
+from sae.store.reading.loader import open_loader
+from sae.store.reading.order import ShuffleConfig
+from sae.store.snapshots.moments import encode_vector
+from sae.store.snapshots.snapshot import PART_FILE, SnapshotSpec, commit_snapshot, read_snapshot
+from sae.store.storage.filesystem import Storage
+from sae.store.upkeep.collect import Garbage, delete_garbage, find_garbage
+from sae.store.upkeep.verify import all_targets, verify_targets
 from tests.sae.store.things import ThingSpec, make
 
 N_PARTS, PART_ROWS, D_IN, ROW_GROUP_ROWS = 3, 1500, 16, 300

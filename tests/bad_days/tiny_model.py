@@ -10,12 +10,12 @@ from sae.extract.config import FilesSource, PartsSpec, TokensSpec
 from sae.extract.corpus import commit_segment, resolve_segment
 from sae.extract.part import extract_part, plan_parts
 from sae.extract.tokens import tokenize_segment
-from sae.store.contexts import read_contexts
-from sae.store.filesystem import Storage
-from sae.store.loader import open_loader
-from sae.store.order import ShuffleConfig
-from sae.store.records import is_intact, require_record
-from sae.store.snapshot import SnapshotSpec, commit_snapshot, read_snapshot
+from sae.store.artefacts.records import is_intact, require_record
+from sae.store.reading.loader import open_loader
+from sae.store.reading.order import ShuffleConfig
+from sae.store.snapshots.snapshot import SnapshotSpec, commit_snapshot, read_snapshot
+from sae.store.storage.filesystem import Storage
+from sae.store.text.contexts import read_contexts
 from sae.subject.config import HFModel, HFModelSpec
 from sae.subject.huggingface import pin_subject, resolve_pin
 from tests.bad_days.place import Place

@@ -14,9 +14,9 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from sae.extract.config import PartsSpec, TokensSpec
 from sae.extract.part import extract_parts, plan_parts
-from sae.store.contexts import Contexts, read_contexts, write_contexts
-from sae.store.filesystem import Storage
-from sae.store.records import commit
+from sae.store.artefacts.records import commit
+from sae.store.storage.filesystem import Storage
+from sae.store.text.contexts import Contexts, read_contexts, write_contexts
 from sae.subject.config import EmbeddedLM
 from sae.subject.embedded import new_model
 from sae.subject.hooks import capture

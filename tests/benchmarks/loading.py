@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sae.store.filesystem import Storage
-from sae.store.loader import open_loader
-from sae.store.order import RowGroups, ShuffleConfig
-from sae.store.reader import RowGroupReader, read_snapshot
-from sae.store.snapshot import Snapshot
+from sae.store.reading.loader import open_loader
+from sae.store.reading.order import RowGroups, ShuffleConfig
+from sae.store.reading.reader import RowGroupReader, read_snapshot
+from sae.store.snapshots.snapshot import Snapshot
+from sae.store.storage.filesystem import Storage
 from tests.benchmarks.snapshots import evict, random_rows, write_repeated
 from tests.benchmarks.timing import Row, compare
 

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from sae.store.filesystem import Storage
-from sae.store.records import Record, require_record
+from sae.store.artefacts.records import Record, require_record
+from sae.store.storage.filesystem import Storage
 from tests.benchmarks.timing import Row
 
 

@@ -12,7 +12,7 @@ import torch
 from sae.evaluate.cross_entropy import measure_cross_entropy
 from sae.evaluate.geometry import decoder_geometry
 from sae.metrics import FiringCounts, ReconstructionSums, ShrinkageSums, ce_recovered
-from sae.store.left_out import LeftOut
+from sae.store.text.left_out import LeftOut
 from tests.benchmarks import peer_formulas as exact
 from tests.benchmarks.peer_formulas import Rows
 from tests.benchmarks.peer_world import HOOK_POINT, PEAKY, SPECIAL, Case, K, World

@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sae.store.filesystem import Storage
-from sae.store.loader import Loader, open_loader
-from sae.store.order import ShuffleConfig
+from sae.store.reading.loader import Loader, open_loader
+from sae.store.reading.order import ShuffleConfig
+from sae.store.storage.filesystem import Storage
 from tests.benchmarks.snapshots import evict, random_rows, write_repeated
 
 D_IN, PART_ROWS, N_PARTS, GROUP_ROWS = 512, 65_536, 4, 4096

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
 from sae.architectures import SAE, TopKConfig
-from sae.store.contexts import Contexts
+from sae.store.text.contexts import Contexts
 from sae.subject.hooks import capture
 from sae.train.config import TrainConfig
 from sae.train.in_memory import train_in_memory

@@ -10,11 +10,11 @@ import numpy as np
 from sae.extract.config import ArraySource, DealtPartsSpec, GivenPartsSpec, RemixSpec
 from sae.extract.given import import_activations, resolve_given_content
 from sae.extract.remix import count_parts, deal_part, finish_dealing, finish_remix, gather_part, remove_dealt
-from sae.store.filesystem import Storage
-from sae.store.loader import open_loader
-from sae.store.order import ShuffleConfig
-from sae.store.reader import iter_rows
-from sae.store.snapshot import Snapshot, SnapshotSpec, commit_snapshot, read_snapshot
+from sae.store.reading.loader import open_loader
+from sae.store.reading.order import ShuffleConfig
+from sae.store.reading.reader import iter_rows
+from sae.store.snapshots.snapshot import Snapshot, SnapshotSpec, commit_snapshot, read_snapshot
+from sae.store.storage.filesystem import Storage
 from tests.benchmarks.timing import Row, compare
 
 D_IN, CONTEXT_TOKENS, N_PARTS, BATCH_ROWS = 512, 128, 16, 2048

@@ -19,10 +19,10 @@ import numpy as np
 import pyarrow.fs
 import xxhash
 
-from sae.store import s3
-from sae.store.filesystem import Storage
-from sae.store.http_ranges import HttpRanges
-from sae.store.ranges import Range
+from sae.store.storage import s3
+from sae.store.storage.filesystem import Storage
+from sae.store.storage.http_ranges import HttpRanges
+from sae.store.storage.ranges import Range
 from tests.benchmarks.object_server import object_server
 from tests.benchmarks.timing import Row
 from tests.sae.store.network import READING, Network, lottery, network

@@ -12,7 +12,7 @@ from sae.progress import silent
 from sae.report.inputs import open_inputs
 from sae.report.pages import write_pages
 from sae.report.render import render_report
-from sae.store.filesystem import Storage
+from sae.store.storage.filesystem import Storage
 from tests.benchmarks.timing import Row
 from tests.conftest import BROWSER_ARGS
 

@@ -18,15 +18,15 @@ import numpy as np
 
 from sae.extract.config import PartsSpec
 from sae.store import layout
-from sae.store.encoding import Encoding
-from sae.store.filesystem import Storage, StoredFile
-from sae.store.moments import encode_vector
-from sae.store.order import Epoch, RowGroups, ShuffleConfig
-from sae.store.part_sets import PartGroup, finished_parts, groups_of, index_file, write_index
-from sae.store.part_table import PART_FILE, PartTable
-from sae.store.records import commit
-from sae.store.snapshot import SnapshotSpec, commit_snapshot, read_snapshot
-from sae.store.writer import PartLayout, RowGroup
+from sae.store.artefacts.records import commit
+from sae.store.part.encoding import Encoding
+from sae.store.part.writer import PartLayout, RowGroup
+from sae.store.reading.order import Epoch, RowGroups, ShuffleConfig
+from sae.store.snapshots.moments import encode_vector
+from sae.store.snapshots.part_sets import PartGroup, finished_parts, groups_of, index_file, write_index
+from sae.store.snapshots.part_table import PART_FILE, PartTable
+from sae.store.snapshots.snapshot import SnapshotSpec, commit_snapshot, read_snapshot
+from sae.store.storage.filesystem import Storage, StoredFile
 from tests.benchmarks.timing import Cost
 
 N_PARTS = int(os.environ.get("SCALE_PARTS", 1_000_000))

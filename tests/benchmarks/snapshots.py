@@ -5,11 +5,11 @@ import os
 import numpy as np
 
 from sae.extract.config import GivenPartsSpec, InlineSource
-from sae.store.encoding import Encoding
-from sae.store.filesystem import Storage
-from sae.store.records import commit
-from sae.store.snapshot import Snapshot, SnapshotSpec, commit_snapshot, encode_vector, read_snapshot
-from sae.store.writer import write_part
+from sae.store.artefacts.records import commit
+from sae.store.part.encoding import Encoding
+from sae.store.part.writer import write_part
+from sae.store.snapshots.snapshot import Snapshot, SnapshotSpec, commit_snapshot, encode_vector, read_snapshot
+from sae.store.storage.filesystem import Storage
 
 
 def random_rows(n_rows: int, d_in: int) -> np.ndarray:

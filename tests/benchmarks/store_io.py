@@ -9,15 +9,15 @@ from unittest import mock
 import numpy as np
 import pyarrow.parquet as pq
 
-from sae.store import writer
-from sae.store.encoding import Encoding
-from sae.store.filesystem import Storage
-from sae.store.local import fsync
-from sae.store.reader import RowGroupReader
-from sae.store.writer import write_part
+from sae.store.part import writer
+from sae.store.part.encoding import Encoding
+from sae.store.part.writer import write_part
+from sae.store.reading.reader import RowGroupReader
+from sae.store.storage.filesystem import Storage
+from sae.store.storage.local import fsync
 from tests.benchmarks.timing import Row, compare
 from tests.conftest import write_snapshot
-from tests.sae.store.oracle import write_with_pyarrow
+from tests.sae.store.part.oracle import write_with_pyarrow
 
 D_IN, N_ROWS, ROW_GROUP_ROWS = 1024, 131_072, 16_384
 """256 MiB of float16 in row groups of 32 MiB: at most 512 MiB of disk at a time."""

@@ -14,8 +14,8 @@ import pytest
 
 from flows.recipes import default
 from sae.plan import PipelineConfig, make_plan
-from sae.store.filesystem import Storage
-from sae.store.records import read_record
+from sae.store.artefacts.records import read_record
+from sae.store.storage.filesystem import Storage
 from tests.deployments.conftest import PROJECT, Prefect, recorded_files, wait_for
 
 FLOWS = ("pipeline", "extract", "train", "report")

@@ -11,10 +11,10 @@ import torch
 from sae.statistics.accumulate import HISTOGRAM_EDGES
 from sae.statistics.config import StatisticsSpec
 from sae.statistics.quantiles import BOUND, SHARES
-from sae.store import records
-from sae.store.filesystem import Storage
-from sae.store.reader import iter_rows, read_snapshot
-from sae.store.rows import contexts_of_part, text_source
+from sae.store.artefacts import records
+from sae.store.reading.reader import iter_rows, read_snapshot
+from sae.store.storage.filesystem import Storage
+from sae.store.text.rows import contexts_of_part, text_source
 from sae.weights import load_sae
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from sae.plan import PipelineConfig, make_plan
-from sae.store.filesystem import Storage
-from sae.store.records import read_record, verify
+from sae.store.artefacts.records import read_record, verify
+from sae.store.storage.filesystem import Storage
 
 MARK = "SAE_PIPELINE_TEST_RUN"
 """In the environment of a run and of everything it starts."""

@@ -15,7 +15,7 @@ from sae.extract.tokens import tokenize_segment
 from sae.plan import PipelineConfig, Plan, make_plan
 from sae.preflight import check_plan, check_tokens
 from sae.store import layout
-from sae.store.filesystem import Storage
+from sae.store.storage.filesystem import Storage
 from sae.subject.embedded import train_tokenizer
 from tests.flows.bad_input import (
     Box,

@@ -15,8 +15,8 @@ import pytest
 from sae.plan import PipelineConfig, make_plan
 from sae.report.config import ReportSpec
 from sae.report.render import render_report
-from sae.store.filesystem import Storage
-from sae.store.records import read_record, require_record
+from sae.store.artefacts.records import read_record, require_record
+from sae.store.storage.filesystem import Storage
 from tests.browsing import Page
 from tests.flows.processes import strays, wait_for
 from tests.sae.report.axe import assert_accessible

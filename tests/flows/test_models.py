@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from sae.plan import make_plan
-from sae.store.filesystem import Storage
-from sae.store.records import local_files, require_record, verify
+from sae.store.artefacts.records import local_files, require_record, verify
+from sae.store.storage.filesystem import Storage
 from tests.flows.conftest import tiny_config
 from tests.flows.models import HOOK_POINTS, save_model
 

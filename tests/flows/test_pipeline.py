@@ -13,10 +13,10 @@ import pytest
 from flows.show import show
 from sae.errors import InputError, StoreError
 from sae.plan import PipelineConfig, make_plan
-from sae.store import part_sets
-from sae.store.filesystem import Storage
-from sae.store.records import require_record, verify
-from sae.store.snapshot import read_snapshot
+from sae.store.artefacts.records import require_record, verify
+from sae.store.snapshots import part_sets
+from sae.store.snapshots.snapshot import read_snapshot
+from sae.store.storage.filesystem import Storage
 from tests.flows.conftest import tiny_config, with_settings, write_corpus
 
 pytestmark = pytest.mark.usefixtures("prefect_backend")

@@ -10,8 +10,8 @@ import pytest
 from flows.cli import main
 from sae import estimate
 from sae.plan import PipelineConfig, make_plan
-from sae.store.filesystem import Storage
-from sae.store.reader import read_snapshot
+from sae.store.reading.reader import read_snapshot
+from sae.store.storage.filesystem import Storage
 from tests.flows.conftest import tiny_config, with_settings
 from tests.flows.models import HOOK_POINTS, save_model
 

@@ -13,8 +13,8 @@ from sae.extract.config import DealtPartsSpec, RemixSpec
 from sae.extract.remix import dealt_snapshot
 from sae.plan import PipelineConfig, make_plan
 from sae.preflight import check_plan
-from sae.store.filesystem import Storage
-from sae.store.records import require_record
+from sae.store.artefacts.records import require_record
+from sae.store.storage.filesystem import Storage
 from tests.flows.conftest import tiny_config, with_settings
 from tests.flows.processes import CommandLine, strays, wait_for
 

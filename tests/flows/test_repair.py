@@ -11,8 +11,8 @@ import pytest
 from sae.errors import DamagedError, StoreError
 from sae.plan import PipelineConfig, Plan, make_plan
 from sae.store import layout
-from sae.store.filesystem import Storage
-from sae.store.records import Record, read_record, require_record
+from sae.store.artefacts.records import Record, read_record, require_record
+from sae.store.storage.filesystem import Storage
 from tests.flows.processes import contents, strays
 
 pytestmark = pytest.mark.usefixtures("prefect_backend")
@@ -195,7 +195,7 @@ def test_other_bytes_are_refused_and_the_stored_ones_kept(copy: PipelineConfig) 
     # As if it had been trained on another kind of machine: a record of other bytes under the same name.
     weights = Path(storage.full(record.path("sae.safetensors")))
     with storage.staging() as folder:
-        from sae.store.records import commit
+        from sae.store.artefacts.records import commit
 
         path.unlink()
         (folder / "sae.safetensors").write_bytes(b"other bytes")

@@ -9,8 +9,8 @@ import pytest
 
 from sae.plan import PipelineConfig, make_plan
 from sae.store import layout
-from sae.store.filesystem import Storage
-from sae.store.records import require_record
+from sae.store.artefacts.records import require_record
+from sae.store.storage.filesystem import Storage
 from tests.flows.conftest import tiny_config
 from tests.flows.processes import CommandLine, contents, wait_for
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sae.plan import PipelineConfig, make_plan
 from sae.statistics.accumulate import LatentSums, Sizes
 from sae.statistics.firings import Block, Rows, context_key
-from sae.store.filesystem import Storage
+from sae.store.storage.filesystem import Storage
 from tests.flows.naive_statistics import all_firings, differences
 
 ROWS_LOOKED_AT = 1 << 17

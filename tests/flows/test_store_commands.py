@@ -11,9 +11,9 @@ import pytest
 from flows.cli import main
 from sae.plan import PipelineConfig, Plan, make_plan
 from sae.store import layout
-from sae.store.filesystem import Storage
-from sae.store.reader import iter_rows, read_snapshot
-from sae.store.records import require_record
+from sae.store.artefacts.records import require_record
+from sae.store.reading.reader import iter_rows, read_snapshot
+from sae.store.storage.filesystem import Storage
 from tests.flows.conftest import tiny_config
 from tests.flows.processes import contents, strays
 from tests.flows.test_repair import delete, flip_a_bit, truncate

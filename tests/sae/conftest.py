@@ -13,12 +13,12 @@ from sae.architectures import build_sae
 from sae.architectures.base import SAE
 from sae.architectures.config import SAEConfig, TopKConfig
 from sae.extract.config import GivenPartsSpec, InlineSource, PartsSpec, TokensSpec
-from sae.store import records
-from sae.store.contexts import PADDING, Contexts, write_contexts, write_documents
-from sae.store.encoding import Encoding
-from sae.store.filesystem import Storage
-from sae.store.snapshot import PART_FILE, SnapshotSpec, commit_snapshot, encode_vector
-from sae.store.writer import write_part
+from sae.store.artefacts import records
+from sae.store.part.encoding import Encoding
+from sae.store.part.writer import write_part
+from sae.store.snapshots.snapshot import PART_FILE, SnapshotSpec, commit_snapshot, encode_vector
+from sae.store.storage.filesystem import Storage
+from sae.store.text.contexts import PADDING, Contexts, write_contexts, write_documents
 from sae.train.config import SAESpec, TrainConfig
 from sae.weights import save_sae
 

@@ -8,7 +8,7 @@ import torch
 
 from sae.errors import StoreError
 from sae.probe import context_correlation, probe_storage
-from sae.store.filesystem import Storage
+from sae.store.storage.filesystem import Storage
 
 
 def test_correlation_of_rows_of_a_context_is_that_of_a_naive_loop() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from prefect import flow, task
 
-from sae.store.filesystem import Storage
+from sae.store.storage.filesystem import Storage
 from tasks.results import result_storage
 
 

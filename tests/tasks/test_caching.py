@@ -3,8 +3,8 @@
 from pathlib import Path
 from types import SimpleNamespace
 
-from sae.store.filesystem import Storage
-from sae.store.records import require_record
+from sae.store.artefacts.records import require_record
+from sae.store.storage.filesystem import Storage
 from tasks.caching import Job, fingerprint_key, is_stored, produce
 from tests.tasks.work import ThingSpec, make
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from sae.errors import ConfigError, DamagedError, StopRequested, TransientError
-from sae.store.filesystem import Storage
-from sae.store.records import require_record
+from sae.store.artefacts.records import require_record
+from sae.store.storage.filesystem import Storage
 from tasks.process import WorkerCrash, accept_work, is_stopping, run_in_worker, stop_workers
 from tests.tasks import work
 

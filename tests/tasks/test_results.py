@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sae.store import layout
-from sae.store.filesystem import Storage
+from sae.store.storage.filesystem import Storage
 
 SCRIPT = Path(__file__).with_name("cached_flow.py")
 

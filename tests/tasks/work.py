@@ -15,8 +15,8 @@ import torch
 from sae.config import Spec
 from sae.errors import ConfigError, DamagedError, StopRequested, TransientError
 from sae.progress import Progress, silent
-from sae.store.filesystem import Storage
-from sae.store.records import commit
+from sae.store.artefacts.records import commit
+from sae.store.storage.filesystem import Storage
 
 
 class ThingSpec(Spec):

@@ -10,8 +10,8 @@ from sae.architectures import build_sae
 from sae.architectures.config import StandardConfig
 from sae.evaluate import cross_entropy
 from sae.evaluate.cross_entropy import measure_cross_entropy
-from sae.store.contexts import PADDING, Contexts
-from sae.store.left_out import LeftOut
+from sae.store.text.contexts import PADDING, Contexts
+from sae.store.text.left_out import LeftOut
 
 HOOK_POINT = "gpt_neox.layers.0.mlp.act"
 VOCAB, D_MLP, T = 30, 12, 9

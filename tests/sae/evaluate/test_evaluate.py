@@ -12,9 +12,9 @@ from sae.architectures.config import StandardConfig, TopKConfig
 from sae.evaluate.config import Concept, EvaluationConfig, EvaluationSpec, Replicates
 from sae.evaluate.evaluate import evaluate_sae
 from sae.evaluate.known_answers import rows_in_source_order
-from sae.store import records
-from sae.store.filesystem import Storage
-from sae.store.reader import read_snapshot
+from sae.store.artefacts import records
+from sae.store.reading.reader import read_snapshot
+from sae.store.storage.filesystem import Storage
 from sae.train.config import TrainConfig
 from sae.train.in_memory import train_replicates
 

@@ -14,8 +14,8 @@ from sae.explain.config import ChatEndpoint, ContextsConfig, EndpointModel, Labe
 from sae.explain.explain import LATENTS_PER_SHARD, count_shards, label_shard, map_in_order, merge_labels
 from sae.explain.questions import SCHEMA
 from sae.progress import silent
-from sae.store.filesystem import Storage
-from sae.store.records import commit, local_files, require_record
+from sae.store.artefacts.records import commit, local_files, require_record
+from sae.store.storage.filesystem import Storage
 from sae.subject.config import HFModel, HFModelSpec
 from sae.subject.huggingface import resolve_pin
 from tests.sae.explain.local_model import save_local_model

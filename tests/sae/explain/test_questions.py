@@ -25,7 +25,7 @@ from sae.explain.questions import (
     read_examples,
 )
 from sae.explain.silence import draw_windows
-from sae.store.filesystem import Storage
+from sae.store.storage.filesystem import Storage
 from tests.conftest import MakeSnapshot
 
 

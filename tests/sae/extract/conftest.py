@@ -10,7 +10,7 @@ import torch
 from sae.extract.config import FilesSource, PartsSpec, SegmentSpec, TokensSpec
 from sae.extract.corpus import commit_segment, resolve_segment, training_texts
 from sae.extract.tokens import tokenize_segment
-from sae.store.filesystem import Storage
+from sae.store.storage.filesystem import Storage
 from sae.subject.config import EmbeddedLM, EmbeddedLMSpec, TokenizerSpec
 from sae.subject.embedded import train_embedded_lm, train_tokenizer
 

@@ -9,11 +9,11 @@ from pydantic import ValidationError
 from sae.errors import ConfigError, InputError
 from sae.extract.config import ArraySource, GivenPartsSpec, GivenSource, InlineSource, SuperpositionSource
 from sae.extract.given import import_activations, resolve_given_content
-from sae.store.filesystem import Storage
-from sae.store.reader import iter_rows
-from sae.store.records import local_files, read_record
-from sae.store.snapshot import SnapshotSpec, commit_snapshot, read_snapshot
-from sae.store.writer import PartLayout
+from sae.store.artefacts.records import local_files, read_record
+from sae.store.part.writer import PartLayout
+from sae.store.reading.reader import iter_rows
+from sae.store.snapshots.snapshot import SnapshotSpec, commit_snapshot, read_snapshot
+from sae.store.storage.filesystem import Storage
 
 
 def make_spec(source: GivenSource, **options) -> GivenPartsSpec:

@@ -14,9 +14,9 @@ from sae.extract.config import FilesSource, PartsSpec, TokensSpec
 from sae.extract.corpus import commit_segment, resolve_segment
 from sae.extract.part import extract_part, plan_parts
 from sae.extract.tokens import tokenize_segment
-from sae.store.contexts import read_contexts
-from sae.store.filesystem import Storage
-from sae.store.records import local_files
+from sae.store.artefacts.records import local_files
+from sae.store.storage.filesystem import Storage
+from sae.store.text.contexts import read_contexts
 from sae.subject.config import HFModel, HFModelSpec
 from sae.subject.huggingface import pin_subject, resolve_pin
 from sae.subject.load import load_subject

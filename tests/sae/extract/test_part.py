@@ -6,11 +6,11 @@ import torch
 from sae.errors import ConfigError, InputError
 from sae.extract.config import PartsSpec
 from sae.extract.part import extract_part, plan_parts
-from sae.store.contexts import PADDING, read_contexts
-from sae.store.filesystem import Storage
-from sae.store.records import Record, local_files, require_record
-from sae.store.snapshot import SnapshotSpec, commit_snapshot, read_snapshot
-from sae.store.writer import PartLayout
+from sae.store.artefacts.records import Record, local_files, require_record
+from sae.store.part.writer import PartLayout
+from sae.store.snapshots.snapshot import SnapshotSpec, commit_snapshot, read_snapshot
+from sae.store.storage.filesystem import Storage
+from sae.store.text.contexts import PADDING, read_contexts
 from sae.subject.hooks import splice
 from sae.subject.load import load_subject
 

@@ -12,11 +12,12 @@ from sae.extract import stream
 from sae.extract.config import PartsSpec
 from sae.extract.part import plan_parts
 from sae.extract.part_group import extract_group
-from sae.store import layout, part_sets
-from sae.store.filesystem import Storage
-from sae.store.part_sets import finished_parts, groups_of
-from sae.store.records import require_record, verify
-from sae.store.snapshot import SnapshotSpec, commit_snapshot
+from sae.store import layout
+from sae.store.artefacts.records import require_record, verify
+from sae.store.snapshots import part_sets
+from sae.store.snapshots.part_sets import finished_parts, groups_of
+from sae.store.snapshots.snapshot import SnapshotSpec, commit_snapshot
+from sae.store.storage.filesystem import Storage
 from tests.sae.extract.conftest import MakeWorld, World
 
 

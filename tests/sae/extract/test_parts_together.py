@@ -11,8 +11,8 @@ from sae.errors import ConfigError, StoreError
 from sae.extract import stream
 from sae.extract.config import PartsSpec
 from sae.extract.part import extract_part, extract_parts, plan_parts
-from sae.store.filesystem import Storage
-from sae.store.records import commit, read_record
+from sae.store.artefacts.records import commit, read_record
+from sae.store.storage.filesystem import Storage
 from sae.subject.load import load_subject
 
 WIDE, NARROW = "gpt_neox.layers.0.mlp.act", "gpt_neox.layers.0"

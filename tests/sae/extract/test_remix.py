@@ -26,13 +26,13 @@ from sae.extract.remix import (
     identity_sum,
     remove_dealt,
 )
-from sae.store.encoding import Dtype, Encoding
-from sae.store.files import BLOCK_BYTES
-from sae.store.filesystem import Storage
-from sae.store.reader import RowGroupReader, iter_rows
-from sae.store.records import commit, local_files, require_record, verify
-from sae.store.snapshot import Snapshot, SnapshotSpec, commit_snapshot, read_snapshot
-from sae.store.writer import write_part
+from sae.store.artefacts.files import BLOCK_BYTES
+from sae.store.artefacts.records import commit, local_files, require_record, verify
+from sae.store.part.encoding import Dtype, Encoding
+from sae.store.part.writer import write_part
+from sae.store.reading.reader import RowGroupReader, iter_rows
+from sae.store.snapshots.snapshot import Snapshot, SnapshotSpec, commit_snapshot, read_snapshot
+from sae.store.storage.filesystem import Storage
 from tests.conftest import write_snapshot
 
 few = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -315,10 +315,10 @@ MEMORY_PROGRAM = """
     from sae.extract.config import DealtPartsSpec, GivenPartsSpec, InlineSource, RemixSpec
     from sae.extract.remix import deal_part, finish_dealing, gather_part
     from sae.extract.write import write_rows
-    from sae.store.encoding import Encoding
-    from sae.store.filesystem import Storage
-    from sae.store.records import commit
-    from sae.store.snapshot import SnapshotSpec, commit_snapshot
+    from sae.store.part.encoding import Encoding
+    from sae.store.storage.filesystem import Storage
+    from sae.store.artefacts.records import commit
+    from sae.store.snapshots.snapshot import SnapshotSpec, commit_snapshot
 
     storage, d_in, row_group_rows = Storage(sys.argv[1]), 512, 256
     remix.READ_BYTES = 1 << 20

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sae.extract.part_group import WantedParts, share_contexts
-from sae.store import part_sets
+from sae.store.snapshots import part_sets
 
 
 @st.composite

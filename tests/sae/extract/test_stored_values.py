@@ -11,12 +11,12 @@ from sae.errors import InputError
 from sae.extract.config import PartsSpec
 from sae.extract.filters import fill_gaps, norm_limit
 from sae.extract.part import extract_part, extract_parts, plan_parts
-from sae.store.contexts import read_contexts
-from sae.store.filesystem import Storage
-from sae.store.reader import iter_rows
-from sae.store.records import Record, read_record
-from sae.store.snapshot import SnapshotSpec, commit_snapshot, read_snapshot
-from sae.store.writer import PartLayout
+from sae.store.artefacts.records import Record, read_record
+from sae.store.part.writer import PartLayout
+from sae.store.reading.reader import iter_rows
+from sae.store.snapshots.snapshot import SnapshotSpec, commit_snapshot, read_snapshot
+from sae.store.storage.filesystem import Storage
+from sae.store.text.contexts import read_contexts
 from sae.subject.hooks import splice
 from sae.subject.load import load_subject
 from tests.flows.models import save_model

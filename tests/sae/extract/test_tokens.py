@@ -9,8 +9,8 @@ from sae.extract import syntax
 from sae.extract.config import FilesSource, TokensSpec
 from sae.extract.corpus import Document, commit_segment, is_heldout, iter_documents, resolve_segment
 from sae.extract.tokens import tokenize_documents, tokenize_segment
-from sae.store.contexts import PADDING, read_contexts, read_document_names
-from sae.store.records import local_files, require_record
+from sae.store.artefacts.records import local_files, require_record
+from sae.store.text.contexts import PADDING, read_contexts, read_document_names
 from sae.subject.load import load_tokenizer
 
 SPLITS = ("train", "heldout")

@@ -10,8 +10,8 @@ import pytest
 
 from sae.report.config import ReportSpec
 from sae.report.render import render_report
-from sae.store.filesystem import Storage
-from sae.store.records import Record
+from sae.store.artefacts.records import Record
+from sae.store.storage.filesystem import Storage
 
 
 class Rendered(NamedTuple):

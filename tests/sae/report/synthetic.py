@@ -14,8 +14,8 @@ from synthetic_text import HOSTILE, HOSTILE_TEXT, source_text
 
 from sae.config import Spec
 from sae.report.config import ReportConfig, ReportedSAE, ReportSpec
-from sae.store import records
-from sae.store.filesystem import Storage
+from sae.store.artefacts import records
+from sae.store.storage.filesystem import Storage
 
 
 class GivenSpec(Spec):

@@ -15,8 +15,8 @@ from sae.config import Spec
 from sae.explain.config import EndpointModel, LabelsSpec
 from sae.explain.label import labels_schema
 from sae.report.config import ReportConfig, ReportedSAE, ReportSpec
-from sae.store import records
-from sae.store.filesystem import Storage
+from sae.store.artefacts import records
+from sae.store.storage.filesystem import Storage
 from sae.weights import save_sae
 
 D_IN = 64

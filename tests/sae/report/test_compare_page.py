@@ -14,7 +14,7 @@ from sae.report.compare import comparable_pairs
 from sae.report.config import ReportConfig, ReportedSAE, ReportSpec
 from sae.report.inputs import open_inputs, unique_keys
 from sae.report.render import render_report
-from sae.store.filesystem import Storage
+from sae.store.storage.filesystem import Storage
 from tests.sae.report.conftest import import_beside
 
 pytestmark = pytest.mark.browser

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 from sae.report.render import render_report
-from sae.store import records
-from sae.store.filesystem import Storage
+from sae.store.artefacts import records
+from sae.store.storage.filesystem import Storage
 from tests.flows.processes import strays, wait_for
 
 RENDER = """
 import sys
 from sae.report.config import ReportSpec
 from sae.report.render import render_report
-from sae.store.filesystem import Storage
+from sae.store.storage.filesystem import Storage
 root, spec = sys.argv[1:]
 render_report(Storage(root), ReportSpec.model_validate_json(open(spec).read()), [])
 """

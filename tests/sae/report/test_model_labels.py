@@ -13,8 +13,8 @@ from sae.explain.label import labels_schema
 from sae.report.config import ReportSpec
 from sae.report.model_labels import model_label, with_model_labels
 from sae.report.render import render_report
-from sae.store.filesystem import Storage
-from sae.store.records import commit
+from sae.store.artefacts.records import commit
+from sae.store.storage.filesystem import Storage
 
 MODEL = "stub <b>7B</b>"
 N_LATENTS = 40

@@ -18,7 +18,7 @@ from sae.report.pages import SPARK_STEPS, shuffled_order, sparklines
 from sae.report.render import render_report
 from sae.report.rules import label_of, rules_of
 from sae.report.tables import README
-from sae.store import records
+from sae.store.artefacts import records
 
 
 def test_second_render_is_byte_identical(sweep_report: Any, render: Callable[..., Any]) -> None:
@@ -82,7 +82,7 @@ def test_without_vl_convert_the_plots_are_tables(
     synthetic: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sae.report import charts
-    from sae.store.filesystem import Storage
+    from sae.store.storage.filesystem import Storage
 
     real = charts.importlib.import_module
 
@@ -101,7 +101,7 @@ def test_without_vl_convert_the_plots_are_tables(
 
 
 def test_unfinished_input_is_named(report: Any, tmp_path: Path) -> None:
-    from sae.store.filesystem import Storage
+    from sae.store.storage.filesystem import Storage
 
     with pytest.raises(StoreError, match=r"record\.json: not there"):
         render_report(Storage(str(tmp_path)), report.spec, [])

@@ -21,10 +21,10 @@ from sae.extract.config import PartsSpec, TokensSpec
 from sae.report.config import ReportConfig, ReportedSAE, ReportSpec
 from sae.report.render import render_report
 from sae.statistics.config import StatisticsConfig, StatisticsSpec
-from sae.store import records
-from sae.store.filesystem import Storage
-from sae.store.records import Record
-from sae.store.snapshot import SnapshotSpec
+from sae.store.artefacts import records
+from sae.store.artefacts.records import Record
+from sae.store.snapshots.snapshot import SnapshotSpec
+from sae.store.storage.filesystem import Storage
 from sae.subject.config import HFModel, HFModelSpec
 from sae.subject.huggingface import pin_subject, resolve_pin
 from sae.train.config import SAESpec, TrainConfig

@@ -12,8 +12,8 @@ from sae.errors import ConfigError, StoreError
 from sae.serve.find import find_report
 from sae.serve.refusals import Refused
 from sae.serve.site import BLOCK_BYTES, Site
-from sae.store import records
-from sae.store.filesystem import Storage
+from sae.store.artefacts import records
+from sae.store.storage.filesystem import Storage
 
 
 @pytest.mark.parametrize("inside", ["", "/", "/{content}", "/{content}/index.html"])

@@ -15,9 +15,9 @@ from sae.errors import StoreError
 from sae.statistics.accumulate import HISTOGRAM_EDGES
 from sae.statistics.config import StatisticsConfig, StatisticsSpec
 from sae.statistics.statistics import count_parts, merge_statistics, statistics_of_part
-from sae.store import records
-from sae.store.contexts import PADDING, read_document_names
-from sae.store.filesystem import Storage
+from sae.store.artefacts import records
+from sae.store.storage.filesystem import Storage
+from sae.store.text.contexts import PADDING, read_document_names
 from sae.subject.hooks import direct_logit_matrix
 from sae.subject.load import load_subject
 from sae.subject.text import token_bytes

@@ -16,8 +16,8 @@ from sae.statistics.config import StatisticsConfig, StatisticsSpec
 from sae.statistics.passages import N_LATENTS
 from sae.statistics.statistics import count_parts, merge_parts, merge_statistics, statistics_of_part
 from sae.statistics.tree import merge_levels
-from sae.store import records
-from sae.store.contexts import PADDING
+from sae.store.artefacts import records
+from sae.store.text.contexts import PADDING
 
 HOOK_POINT = "gpt_neox.layers.0.mlp.act"
 CONFIG = StatisticsConfig(n_top=3, n_samples=400, n_per_group=2, context_tokens=5, n_sampled_rows=10_000, n_passages=4)

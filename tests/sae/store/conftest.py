@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sae.store import http_ranges, s3, signed_get
+from sae.store.storage import http_ranges, s3, signed_get
 from tests.sae.store.network import Network, network
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sae.store.encoding import Dtype, encode
-from sae.store.writer import PartLayout, write_part
+from sae.store.part.encoding import Dtype, encode
+from sae.store.part.writer import PartLayout, write_part
 
 FOLDER = Path(__file__).with_name("golden")
 DTYPES: tuple[Dtype, ...] = ("float16", "float32", "bfloat16", "int8")

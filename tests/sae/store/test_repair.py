@@ -20,14 +20,15 @@ from sae.report.config import ReportConfig, ReportedSAE, ReportSpec
 from sae.report.inputs import open_inputs
 from sae.statistics.config import StatisticsConfig, StatisticsSpec
 from sae.statistics.statistics import count_parts, merge_statistics, statistics_of_part
-from sae.store import files, layout
-from sae.store.contexts import read_contexts, read_document_names
-from sae.store.filesystem import Storage
-from sae.store.loader import open_loader
-from sae.store.order import ShuffleConfig
-from sae.store.reader import iter_rows, read_snapshot
-from sae.store.records import commit, is_intact, local_files, read_record, require_record, verify
-from sae.store.writer import PartLayout
+from sae.store import layout
+from sae.store.artefacts import files
+from sae.store.artefacts.records import commit, is_intact, local_files, read_record, require_record, verify
+from sae.store.part.writer import PartLayout
+from sae.store.reading.loader import open_loader
+from sae.store.reading.order import ShuffleConfig
+from sae.store.reading.reader import iter_rows, read_snapshot
+from sae.store.storage.filesystem import Storage
+from sae.store.text.contexts import read_contexts, read_document_names
 from sae.subject.load import load_subject, load_tokenizer
 from tests.conftest import MakeSnapshot
 from tests.sae.store.things import ThingSpec, make

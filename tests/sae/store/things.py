@@ -3,9 +3,9 @@
 from typing import ClassVar
 
 from sae.config import Ref, Spec
-from sae.store.filesystem import Storage
-from sae.store.record import Record
-from sae.store.records import commit
+from sae.store.artefacts.record import Record
+from sae.store.artefacts.records import commit
+from sae.store.storage.filesystem import Storage
 
 
 class ThingSpec(Spec):

@@ -10,10 +10,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sae.errors import InputError, StopRequested, TrainingError
 from sae.extract.config import TokensSpec
 from sae.store import layout
-from sae.store.contexts import Contexts, write_contexts
-from sae.store.filesystem import Storage
-from sae.store.order import philox
-from sae.store.records import commit, local_files, read_record
+from sae.store.artefacts.records import commit, local_files, read_record
+from sae.store.reading.order import philox
+from sae.store.storage.filesystem import Storage
+from sae.store.text.contexts import Contexts, write_contexts
 from sae.subject.baselines import ngram_losses
 from sae.subject.config import EmbeddedLM, EmbeddedLMSpec, TokenizerSpec
 from sae.subject.embedded import batch_indices, lr_factor, mean_loss, new_model, train_embedded_lm, train_tokenizer

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from sae.errors import InputError
-from sae.store.filesystem import Storage
+from sae.store.storage.filesystem import Storage
 from sae.subject.config import HFModel, HFModelSpec
 from sae.subject.hooks import (
     capture,

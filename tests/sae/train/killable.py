@@ -16,7 +16,7 @@ import torch
 # Loaded here, so that children do not spend their lives on it.
 from transformers import GPTNeoXForCausalLM  # noqa: F401
 
-from sae.store.filesystem import Storage
+from sae.store.storage.filesystem import Storage
 from sae.subject.config import EmbeddedLMSpec
 from sae.subject.embedded import train_embedded_lm
 from sae.train.config import SAESpec

@@ -21,10 +21,10 @@ from sae.architectures import StandardConfig, TopKConfig
 from sae.config import Spec
 from sae.extract.config import TokensSpec
 from sae.store import layout
-from sae.store.contexts import Contexts, write_contexts
-from sae.store.filesystem import Storage
-from sae.store.records import commit, read_record, verify
-from sae.store.snapshot import Snapshot
+from sae.store.artefacts.records import commit, read_record, verify
+from sae.store.snapshots.snapshot import Snapshot
+from sae.store.storage.filesystem import Storage
+from sae.store.text.contexts import Contexts, write_contexts
 from sae.subject.config import EmbeddedLM, EmbeddedLMSpec, TokenizerSpec
 from sae.train.config import SAESpec, TrainConfig
 

@@ -1,0 +1,270 @@
+"""Checkpoints of an artefact in the making: named tensors and a small JSON position, from which a later call goes on.
+
+<ref>/checkpoints/<attempt>/step-00000100.safetensors   the tensors, written first
+<ref>/checkpoints/<attempt>/step-00000100.json          the pointer, written after it: position and hashes
+
+Every training call is an attempt with a random id and writes only under it, so neither a predecessor that is still
+dying nor a second run of the same work can harm it. All of them read the newest checkpoint that is whole, whoever
+wrote it. A data file that no pointer names never happened.
+
+Checkpoints lie under the artefact's fingerprint, a digest of spec and code version: one that belongs to another spec
+or another code version lies elsewhere and is never found. What is found but does not fit is refused by `restore`.
+"""
+
+import itertools
+import json
+import logging
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import torch
+import xxhash
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from sae.config import FrozenConfig, digest
+from sae.errors import StoreError
+from sae.store import layout
+from sae.store.storage.filesystem import Storage
+
+logger = logging.getLogger(__name__)
+
+KEEP = 2
+"""The newest, and one before it in case that is damaged."""
+_MOST_TRIES = 100
+"""To write into a folder that others delete. Each of them does so once."""
+_ATTEMPT = re.compile(r"[0-9a-f]+")
+_FILE = re.compile(r"step-(\d{8})\.(?:json|safetensors)")
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Position(FrozenConfig):
+    """Where the work stands. Subclasses add what else the loop must know to go on."""
+
+    step: int = Field(ge=1)
+    """Optimizer steps done."""
+
+
+P = TypeVar("P", bound=Position)
+Restore = Callable[[dict[str, Tensor], P], None]
+"""Puts a checkpoint in place. Raises: StoreError when it does not fit, before anything is changed."""
+
+
+class Pointer(FrozenConfig):
+    """The small file that makes a checkpoint count."""
+
+    position: dict[str, Any]
+    xxh3: str
+    """xxh3-64 of the data file, in hex."""
+    digest: str
+    """Of position and xxh3: a flipped bit in a counter would go unnoticed otherwise."""
+
+    @classmethod
+    def of(cls, position: Position, data: bytes) -> "Pointer":
+        """The pointer to a data file."""
+        fields, xxh3 = position.model_dump(mode="json"), xxhash.xxh3_64_hexdigest(data)
+        return cls(position=fields, xxh3=xxh3, digest=digest([fields, xxh3]))
+
+
+class _Saved(NamedTuple):
+    """One checkpoint, by what its files are called. The newest is the largest."""
+
+    step: int
+    attempt: str
+
+
+def new_attempt() -> str:
+    """A random id for one training call; a sweep shares one."""
+    return uuid.uuid4().hex[:16]
+
+
+class Checkpoints(Generic[P]):
+    """The checkpoints of one artefact as one attempt sees them: it reads everybody's and writes its own.
+
+    Args:
+        ref: the artefact, `stage/fingerprint`.
+        position: the type of position that is read back.
+        attempt: from `new_attempt`.
+    """
+
+    def __init__(self, storage: Storage, ref: str, position: type[P], attempt: str) -> None:
+        self.storage, self.ref, self.attempt = storage, ref, attempt
+        self._position = position
+        self._found: set[_Saved] = set()
+        """What others had written when this attempt began."""
+        self._resumed: _Saved | None = None
+        self._own: list[_Saved] = []
+
+    def load(self, restore: Restore[P]) -> P | None:
+        """Go on from the newest checkpoint of any attempt that is whole and that `restore` takes.
+
+        The others are passed over with a warning. Returns: its position, None when there is none.
+        """
+        refused: set[_Saved] = set()
+        vanished: set[_Saved] = set()
+        while True:
+            self._found, pointers = self._list()
+            for saved in sorted(pointers - refused, reverse=True):
+                try:
+                    position = self._read(saved, restore)
+                except StoreError as err:
+                    if saved not in vanished and not self.storage.exists(self._pointer(saved)):
+                        # Its owner is alive and deleted it after writing newer ones: look for those.
+                        vanished.add(saved)
+                        break
+                    refused.add(saved)
+                    uri = self.storage.uri(self._pointer(saved))
+                    logger.warning("checkpoint %s is passed over: %s", uri, " ".join(str(err).split()))
+                else:
+                    self._resumed = saved
+                    logger.info("%s: going on from the checkpoint of step %d", self.ref, saved.step)
+                    return position
+            else:
+                return None
+
+    def save(self, tensors: Mapping[str, Tensor], position: P) -> None:
+        """Write a checkpoint, then delete those that it makes superfluous.
+
+        Of its own and the one it resumed from, the newest two stay. Others that lay there when this attempt began go
+        once it has come as far; what was written since belongs to an attempt that is alive.
+        """
+        saved = _Saved(position.step, self.attempt)
+        if saved in self._own or (self._resumed is not None and self._resumed.step == saved.step):
+            return
+        data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+        pointer = Pointer.of(position, data).model_dump_json(indent=1) + "\n"
+        self._write(self._data(saved), data)
+        self._write(self._pointer(saved), pointer.encode())
+        self._own.append(saved)
+        self._prune()
+
+    def save_beside(self, name: str, data: bytes) -> None:
+        """Write a small file for people who watch into the attempt's folder."""
+        self._write(f"{layout.checkpoint_folder(self.ref, self.attempt)}/{name}", data)
+
+    def _read(self, saved: _Saved, restore: Restore[P]) -> P:
+        """Raises: StoreError when it is not whole or does not fit."""
+        text = self.storage.read_bytes(self._pointer(saved))
+        try:
+            pointer = Pointer.model_validate_json(text)
+            if digest([pointer.position, pointer.xxh3]) != pointer.digest:
+                raise StoreError("the pointer's content differs from its own digest")
+            position = self._position.model_validate_json(json.dumps(pointer.position))
+        except ValidationError as err:
+            raise StoreError(f"not a readable pointer ({err.errors()[0]['msg']})") from err
+        if position.step != saved.step:
+            raise StoreError(f"its pointer is that of step {position.step}")
+        data = self.storage.read_bytes(self._data(saved))
+        if xxhash.xxh3_64_hexdigest(data) != pointer.xxh3:
+            raise StoreError(f"its data file ({len(data)} bytes) differs from the pointer's hash {pointer.xxh3}")
+        try:
+            tensors = load(data)
+        except SafetensorError as err:
+            raise StoreError(f"its data file is not safetensors ({err})") from err
+        restore(tensors, position)
+        return position
+
+    def _list(self) -> tuple[set[_Saved], set[_Saved]]:
+        """What other attempts have written: everything, whole or not, and what has a pointer."""
+        everything, pointers = set(), set()
+        for attempt in filter(_ATTEMPT.fullmatch, self.storage.list(layout.checkpoint_folder(self.ref))):
+            if attempt == self.attempt:
+                continue
+            for name in self.storage.list(layout.checkpoint_folder(self.ref, attempt)):
+                if match := _FILE.fullmatch(name):
+                    saved = _Saved(int(match[1]), attempt)
+                    everything.add(saved)
+                    if name.endswith(".json"):
+                        pointers.add(saved)
+        return everything, pointers
+
+    def _prune(self) -> None:
+        candidates = {*self._own, *([self._resumed] if self._resumed else [])}
+        kept = sorted(candidates, reverse=True)[:KEEP]
+        newest = self._own[-1]
+        for saved in sorted(candidates | self._found):
+            if saved in kept or saved.step > newest.step:
+                continue
+            # Pointer first: a data file without a pointer is harmless, a pointer without its data file is a warning.
+            self.storage.remove(self._pointer(saved))
+            self.storage.remove(self._data(saved))
+            self._found.discard(saved)
+            if saved in self._own:
+                self._own.remove(saved)
+            elif saved == self._resumed:
+                self._resumed = None
+
+    def _write(self, path: str, data: bytes) -> None:
+        for tries in itertools.count(1):
+            try:
+                self.storage.replace(path, data)
+            except StoreError as err:
+                # The folder went while it was written to: a run of the same work has finished and tidies up.
+                if not isinstance(err.__cause__, FileNotFoundError) or tries == _MOST_TRIES:
+                    raise
+            else:
+                return
+
+    def _data(self, saved: _Saved) -> str:
+        return layout.checkpoint_data(self.ref, saved.attempt, saved.step)
+
+    def _pointer(self, saved: _Saved) -> str:
+        return layout.checkpoint_pointer(self.ref, saved.attempt, saved.step)
+
+
+def remove_checkpoints(storage: Storage, ref: str) -> None:
+    """Delete the work in progress of a finished artefact, that of all attempts."""
+    folder = layout.checkpoint_folder(ref)
+    for attempt in filter(_ATTEMPT.fullmatch, storage.list(folder)):
+        for name in storage.list(layout.checkpoint_folder(ref, attempt)):
+            storage.remove(f"{layout.checkpoint_folder(ref, attempt)}/{name}")
+    if storage.is_local:
+        shutil.rmtree(storage.full(folder), ignore_errors=True)
+
+
+def named_tensor(tensors: Mapping[str, Tensor], name: str, like: Tensor | None = None) -> Tensor:
+    """One tensor of a checkpoint. Raises: StoreError when it is missing, or has not shape and dtype of `like`."""
+    found = tensors.get(name)
+    if found is None:
+        raise StoreError(f"it has no tensor {name}")
+    if like is not None and (found.shape, found.dtype) != (like.shape, like.dtype):
+        raise StoreError(f"its {name} is {found.dtype} {list(found.shape)}, not {like.dtype} {list(like.shape)}")
+    return found
+
+
+def module_tensors(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Parameters, buffers, and the moments of an Adam that has taken a step with every parameter."""
+    tensors = {f"module.{name}": tensor for name, tensor in _state(module).items()}
+    for name, parameter in module.named_parameters():
+        tensors |= {f"adam.{moment}.{name}": optimizer.state[parameter][moment] for moment in _MOMENTS}
+    return tensors
+
+
+@torch.no_grad()
+def restore_module(
+    module: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], step: int
+) -> None:
+    """Put back what `module_tensors` gave. Raises: StoreError when it does not fit; then nothing is changed."""
+    state = {name: named_tensor(tensors, f"module.{name}", tensor) for name, tensor in _state(module).items()}
+    moments = {
+        name: {moment: named_tensor(tensors, f"adam.{moment}.{name}", parameter) for moment in _MOMENTS}
+        for name, parameter in module.named_parameters()
+    }
+    for name, tensor in _state(module).items():
+        tensor.copy_(state[name])
+    for name, parameter in module.named_parameters():
+        # Fresh tensors like those the optimizer makes: the ones read back are slices of one file.
+        optimizer.state[parameter] = {
+            "step": torch.tensor(float(step), device=parameter.device),
+            **{key: torch.empty_like(parameter).copy_(value) for key, value in moments[name].items()},
+        }
+
+
+def _state(module: torch.nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, shared ones once."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}

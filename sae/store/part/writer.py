@@ -1,0 +1,209 @@
+"""Activation parts: rows of vectors as an ordinary Parquet file whose vectors can be read without decoding.
+
+The contract is FORMAT.md: per row group, column `act` is one uncompressed PLAIN page whose values, the vectors, are its
+last bytes and begin at a multiple of 4096. The columns that say which token a row belongs to are raw pages too. Pages
+are written as they lie in memory, without a copy, while another thread computes their checksums.
+"""
+
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import xxhash
+from zlib_ng.zlib_ng import crc32
+
+from sae.config import FrozenConfig
+from sae.store.part import pages
+from sae.store.part.encoding import Encoding, stored_dtype
+from sae.store.part.pages import IDENTITY, Chunk
+
+__all__ = ["IDENTITY", "PartLayout", "RowGroup", "write_part"]
+
+UNFINISHED = 2
+"""Row groups that may wait for their checksums while the next one is written."""
+
+
+class RowGroup(FrozenConfig):
+    """Where the rows of a row group lie."""
+
+    offset: int
+    """Of the first vector's first byte in the file."""
+    n_rows: int
+    xxh3: str
+    """xxh3-64 of the vectors' bytes."""
+    identity: tuple[int, int, int]
+    """Offsets of the first values of seq, pos and token."""
+    identity_xxh3: str
+    """xxh3-64 of the bytes of seq, then pos, then token."""
+
+
+class PartLayout(FrozenConfig):
+    """What a reader needs to fetch any row group of a part with one range request."""
+
+    n_rows: int
+    d_in: int
+    encoding: Encoding
+    row_groups: tuple[RowGroup, ...]
+
+    @property
+    def dtype(self) -> str:
+        """float16, float32, bfloat16 or int8."""
+        return self.encoding.dtype
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one vector."""
+        return self.d_in * stored_dtype(self.dtype).itemsize
+
+
+def write_part(
+    path: Path,
+    act: np.ndarray,
+    seq: np.ndarray,
+    pos: np.ndarray,
+    token: np.ndarray,
+    *,
+    row_group_rows: int | Sequence[int],
+    encoding: Encoding,
+) -> PartLayout:
+    """Write one part. The same rows give the same bytes.
+
+    Args:
+        path: a local file in a staging folder; it must not exist.
+        act: stored values, in the order they are stored. [rows, d_in] of `stored_dtype`
+        seq, pos, token: identity of every row: context, position, token id. [rows] int32
+        row_group_rows: rows per row group, the last one may be shorter; or the rows of every row group.
+        encoding: what the stored values mean.
+
+    Returns: where the rows of each row group lie, with their hashes.
+    Raises: OSError when the file cannot be written; ValueError for arrays of another dtype or length, and for a row
+        group that does not fit a page (2 GiB).
+    """
+    n_rows, d_in = act.shape
+    if act.dtype != stored_dtype(encoding.dtype):
+        raise ValueError(f"values of {act.dtype}, but {encoding.dtype} is stored as {stored_dtype(encoding.dtype)}")
+    if any(column.shape != (n_rows,) for column in (seq, pos, token)) or d_in == 0:
+        raise ValueError(f"{n_rows} rows of {d_in} values, but seq {seq.shape}, pos {pos.shape}, token {token.shape}")
+    finished: list[tuple[RowGroup, list[Chunk]]] = []
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        _write(descriptor, [pages.MAGIC], 0)
+        end = len(pages.MAGIC)
+        with ThreadPoolExecutor(1, thread_name_prefix="checksums") as checksums:
+            unfinished: deque[_Unfinished] = deque()
+            for rows in _row_groups(n_rows, row_group_rows):
+                block = np.ascontiguousarray(act[rows])
+                identity = np.ascontiguousarray(np.stack([seq[rows], pos[rows], token[rows]]), "<i4")
+                unfinished.append(_write_values(descriptor, end, block, identity, encoding.dtype, checksums))
+                end = unfinished[-1].end
+                if len(unfinished) > UNFINISHED:
+                    finished.append(_write_head(descriptor, unfinished.popleft()))
+            finished += [_write_head(descriptor, group) for group in unfinished]
+        _write(descriptor, [pages.footer(encoding, d_in, [(group.n_rows, chunks) for group, chunks in finished])], end)
+    finally:
+        os.close(descriptor)
+    return PartLayout(n_rows=n_rows, d_in=d_in, encoding=encoding, row_groups=tuple(group for group, _ in finished))
+
+
+def _row_groups(n_rows: int, row_group_rows: int | Sequence[int]) -> Iterator[slice]:
+    """The rows of every row group. Raises: ValueError when those given are not all rows."""
+    if isinstance(row_group_rows, int):
+        row_group_rows = [min(row_group_rows, n_rows - start) for start in range(0, n_rows, row_group_rows)]
+    if sum(row_group_rows) != n_rows:
+        raise ValueError(f"row groups of {sum(row_group_rows)} rows in all, but there are {n_rows}")
+    start = 0
+    for size in row_group_rows:
+        yield slice(start, start + size)
+        start += size
+
+
+class _Unfinished(NamedTuple):
+    """A row group whose values are written, but not yet the header of its vectors: that needs their checksum."""
+
+    n_rows: int
+    offset: int
+    """Of the vectors."""
+    levels: bytes
+    n_bytes: int
+    """Of levels and vectors."""
+    n_values: int
+    computed: Future[tuple[int, str]]
+    """CRC-32 of levels and vectors, xxh3 of the vectors."""
+    identity: list[Chunk]
+    identity_offsets: tuple[int, int, int]
+    identity_xxh3: str
+
+    @property
+    def end(self) -> int:
+        """Where it ends in the file."""
+        return self.identity[-1].offset + self.identity[-1].n_bytes
+
+
+def _write_values(
+    descriptor: int, end: int, block: np.ndarray, identity: np.ndarray, dtype: str, checksums: ThreadPoolExecutor
+) -> _Unfinished:
+    """Write one row group behind `end`, but for the page header and levels of its vectors."""
+    vectors, (n_rows, d_in) = block.reshape(-1).view(np.uint8).data, block.shape
+    levels = pages.list_levels(dtype, n_rows, d_in)
+    n_values, n_bytes = pages.n_values(dtype, n_rows, d_in), len(levels) + len(vectors)
+    if n_bytes > pages.MAX_PAGE_BYTES or n_values > pages.MAX_PAGE_BYTES:
+        raise ValueError(f"a row group of {len(vectors)} bytes does not fit a page: fewer rows per row group")
+    offset = pages.vectors_offset(end, levels, len(vectors), n_values)
+    computed = checksums.submit(_checksums, levels, vectors)
+
+    at, buffers, chunks, offsets = offset + len(vectors), [vectors], [], []
+    for column in identity:
+        values = column.view(np.uint8).data
+        header = pages.page_header(len(values), n_rows, crc32(values))
+        buffers += [memoryview(header), values]
+        chunks.append(Chunk(at, len(header) + len(values), n_rows))
+        offsets.append(at + len(header))
+        at += len(header) + len(values)
+    _write(descriptor, buffers, offset)
+    return _Unfinished(
+        n_rows=n_rows,
+        offset=offset,
+        levels=levels,
+        n_bytes=n_bytes,
+        n_values=n_values,
+        computed=computed,
+        identity=chunks,
+        identity_offsets=(offsets[0], offsets[1], offsets[2]),
+        identity_xxh3=xxhash.xxh3_64_hexdigest(identity.data),
+    )
+
+
+def _write_head(descriptor: int, group: _Unfinished) -> tuple[RowGroup, list[Chunk]]:
+    """Write what lies before the vectors, when their checksum is known."""
+    crc, xxh3 = group.computed.result()
+    header = pages.page_header(group.n_bytes, group.n_values, crc)
+    head = group.offset - len(group.levels) - len(header)
+    _write(descriptor, [memoryview(header), memoryview(group.levels)], head)
+    place = RowGroup(
+        offset=group.offset,
+        n_rows=group.n_rows,
+        xxh3=xxh3,
+        identity=group.identity_offsets,
+        identity_xxh3=group.identity_xxh3,
+    )
+    return place, [Chunk(head, len(header) + group.n_bytes, group.n_values), *group.identity]
+
+
+def _checksums(levels: bytes, vectors: memoryview) -> tuple[int, str]:
+    """CRC-32 of a page, and xxh3 of its vectors."""
+    return crc32(vectors, crc32(levels)), xxhash.xxh3_64_hexdigest(vectors)
+
+
+def _write(descriptor: int, buffers: Sequence[bytes | memoryview], offset: int) -> None:
+    left = [memoryview(buffer) for buffer in buffers]
+    while left:  # one call writes at most 2 GiB
+        n_bytes = os.pwritev(descriptor, left, offset)
+        offset += n_bytes
+        while left and n_bytes >= len(left[0]):
+            n_bytes -= len(left.pop(0))
+        if left:
+            left[0] = left[0][n_bytes:]

@@ -1,0 +1,1 @@
+"""Rows to arrays and batches: row groups checked against their hashes, in the shuffled order."""

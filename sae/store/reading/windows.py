@@ -1,0 +1,198 @@
+"""Windows of the shuffled order in memory: those in use and the next few, read by threads of their own.
+
+A row group is read into a buffer and scattered from there to its rows' places in the permuted window. So what a batch
+takes of a window lies side by side, drawing it is one plain copy, and the shuffle costs the caller nothing.
+"""
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sae.errors import StopRequested
+from sae.store.part.encoding import Decoder, stored_dtype
+from sae.store.reading.order import Epoch, Run, Window
+from sae.store.reading.reader import RowGroupReader
+from sae.store.snapshots.snapshot import Snapshot
+from sae.store.storage.filesystem import Storage
+
+WINDOWS_AHEAD = 2
+"""Windows read before they are needed, each by a thread of its own."""
+GROUPS_AT_ONCE = {True: 1, False: 8}
+"""Row groups that a thread asks for at once, by whether the root is local."""
+
+VALUES_AT_ONCE = (1 << 15) - 1
+"""Values decoded at once on the CPU. torch divides what is larger over its threads, and these wait for each other,
+turning, for longer than the work takes where reading threads want the same cores."""
+
+
+class _Rows(NamedTuple):
+    stored: Tensor
+    """[n_rows, d_in]"""
+    part: Tensor | None
+    """Which of the decoder's encodings each row has, where they differ. [n_rows] int16"""
+    decoder: Decoder
+
+
+class HeldWindow:
+    """The permuted rows of one window, while somebody needs them."""
+
+    def __init__(self, memory: Tensor) -> None:
+        self.memory = memory
+        self.key: tuple[int, int, int] | None = None
+        self.n_users = 0
+        self.rows: Future[_Rows] = Future()
+        self.copied: torch.cuda.Event | None = None
+        """On a GPU: the last copy of its rows; the memory is not used again before that is done."""
+
+    def decode(self, start: int, stop: int, out: Tensor) -> None:
+        """Rows at positions [start, stop) as float32, to the device. out: [stop - start, d_in] float32"""
+        rows = self.rows.result()
+        step = len(out) if out.is_cuda else max(1, VALUES_AT_ONCE // out.shape[1])
+        for first in range(0, len(out), step):
+            some = slice(start + first, min(start + first + step, stop))
+            part = None if rows.part is None else rows.part[some]
+            rows.decoder(rows.stored[some], part, out=out[first : first + step])
+        if out.is_cuda:
+            self.copied = torch.cuda.current_stream(out.device).record_event()
+
+
+class ReadAhead:
+    """Hands out the windows of a sequence of runs, in that order, and reads the next ones meanwhile.
+
+    Serves one thread. Memory: the windows that are taken and not given back, WINDOWS_AHEAD more, and for each of as
+    many threads the row groups that it asks for at once.
+
+    Args:
+        runs: what is needed, each with its epoch; may be endless.
+        window_groups: row groups of a window.
+        group_rows: rows of the largest row group.
+        device: where the rows are decoded. For a GPU the windows are page-locked: it copies from them by itself.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        snapshot: Snapshot,
+        runs: Iterator[tuple[Epoch, Run]],
+        *,
+        window_groups: int,
+        group_rows: int,
+        device: torch.device,
+    ) -> None:
+        self.waited_seconds = 0.0
+        """Time that `take` waited for a window."""
+        self._snapshot, self._runs, self._device = snapshot, runs, device
+        dtype = stored_dtype(snapshot.dtype)
+        self._row_bytes = snapshot.d_in * dtype.itemsize
+        self._window_rows = min(snapshot.n_rows, window_groups * group_rows)
+        self._free: list[HeldWindow] = []
+        self._open: dict[tuple[int, int, int], HeldWindow] = {}
+        self._planned: deque[tuple[Run, HeldWindow]] = deque()
+        self._stopping = threading.Event()
+        self._threads = ThreadPoolExecutor(WINDOWS_AHEAD, thread_name_prefix="loader")
+        self._reader = RowGroupReader(storage, snapshot)
+        self._buffers: queue.SimpleQueue[np.ndarray] = queue.SimpleQueue()
+        at_once = min(window_groups, GROUPS_AT_ONCE[storage.is_local])
+        for _ in range(WINDOWS_AHEAD):
+            self._buffers.put(np.empty((at_once, group_rows, snapshot.d_in), dtype))
+
+    def take(self) -> tuple[Run, HeldWindow]:
+        """The next run, and its window to be given back.
+
+        Raises: as RowGroupReader.read_many, if reading it did; IndexError after the last run.
+        """
+        self._plan()
+        run, window = self._planned.popleft()
+        started = time.perf_counter()
+        window.rows.result()
+        self.waited_seconds += time.perf_counter() - started
+        self._plan()
+        return run, window
+
+    def give_back(self, window: HeldWindow) -> None:
+        """End the use of a window: its memory is used again when all who took it have given it back."""
+        window.n_users -= 1
+        if window.n_users == 0:
+            assert window.key is not None
+            del self._open[window.key]
+            self._free.append(window)
+
+    def close(self) -> None:
+        """Stop reading, after the row groups that are being read, close the files and let go of the memory."""
+        self._stopping.set()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._reader.close()
+        self._buffers = queue.SimpleQueue()
+        self._free.clear()
+        self._open.clear()
+        self._planned.clear()
+
+    def _plan(self) -> None:
+        """Have the next windows read."""
+        while len(self._planned) < WINDOWS_AHEAD and (planned := next(self._runs, None)) is not None:
+            epoch, run = planned
+            key = (epoch.epoch, run.stream, run.window)
+            # Near the end of an epoch lanes meet in one window.
+            window = self._open.get(key)
+            if window is None:
+                window = self._open[key] = self._free.pop() if self._free else HeldWindow(self._new_memory())
+                window.key = key
+                window.rows = self._threads.submit(self._fill, window, epoch, run)
+            window.n_users += 1
+            self._planned.append((run, window))
+
+    def _new_memory(self) -> Tensor:
+        n_bytes = self._window_rows * self._row_bytes
+        if self._device.type == "cuda":
+            return torch.empty(n_bytes, dtype=torch.uint8, pin_memory=True)
+        return torch.from_numpy(np.empty(n_bytes, np.uint8))  # numpy asks for huge pages: rows lie far apart
+
+    def _fill(self, held: HeldWindow, epoch: Epoch, run: Run) -> _Rows:
+        """Read a window, every row to where the order wants it."""
+        if held.copied is not None:
+            held.copied.synchronize()
+            held.copied = None
+        window = epoch.window(run.stream, run.window)
+        place = np.empty(window.n_rows, np.int64)
+        place[epoch.window_order(window)] = np.arange(window.n_rows)
+        memory = held.memory[: window.n_rows * self._row_bytes]
+        # numpy moves an item of any size at once, but the values of a row one by one.
+        row = np.dtype((np.void, self._row_bytes))
+        target = memory.numpy().view(row)
+        buffers = self._buffers.get()
+        try:
+            done = 0
+            for first in range(0, len(window.rows), len(buffers)):
+                if self._stopping.is_set():
+                    raise StopRequested("the loader is being closed")
+                wanted = [
+                    (int(window.parts[first + i]), int(window.groups[first + i]), buffer[: window.rows[first + i]])
+                    for i, buffer in enumerate(buffers[: len(window.rows) - first])
+                ]
+                self._reader.read_many(wanted)
+                for _, _, rows in wanted:
+                    target[place[done : done + len(rows)]] = rows.view(row)[:, 0]
+                    done += len(rows)
+        finally:
+            self._buffers.put(buffers)
+        stored = memory.view(torch.from_numpy(buffers[:0]).dtype).view(window.n_rows, self._snapshot.d_in)
+        return _Rows(stored, *self._decoding(window, place))
+
+    def _decoding(self, window: Window, place: np.ndarray) -> tuple[Tensor | None, Decoder]:
+        """What decodes a window's rows, and which of its encodings each has, where they differ."""
+        parts, index = np.unique(window.parts, return_inverse=True)
+        encodings = [self._snapshot.parts[part].encoding for part in parts.tolist()]
+        decoder = Decoder(encodings, self._snapshot.d_in, self._device)
+        if decoder.is_same:
+            return None, decoder
+        of_row = np.empty(window.n_rows, np.int16)
+        of_row[place] = np.repeat(index, window.rows)
+        return torch.from_numpy(of_row), decoder

@@ -1,0 +1,162 @@
+"""Many ranges of stored files at once, straight into buffers of the caller: no decoding, no listing, no sizes asked.
+
+A local root is read with `preadv` in the caller's thread, S3 by HTTP GETs in threads (http_ranges.py), anything else
+through fsspec. What the bytes mean, and whether they are the recorded ones, is for the caller to see.
+"""
+
+import contextlib
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from sae.errors import PipelineError
+from sae.store.storage import local
+from sae.store.storage.filesystem import Storage
+
+MAX_OPEN_FILES = 64
+PIECE_BYTES = 8 << 20
+"""On S3, where streams would be idle otherwise, a range is divided into pieces not smaller than this."""
+AHEAD = 2
+"""Local ranges that the disk is told of before they are read: from a cold cache 1.4 to 1.7 times as fast as none and as
+fast as four threads, from a warm one no slower. O_DIRECT gains nothing when all is cold and is slow when it is warm."""
+
+
+class Range(NamedTuple):
+    """Bytes of one file, and where they are to go."""
+
+    path: str
+    """Relative to the root."""
+    offset: int
+    buffer: memoryview
+    """Writable bytes; its length says how many are wanted."""
+
+
+class RangeReader(Protocol):
+    """Reads ranges of files below one root. May be used by several threads at once, not by a forked process."""
+
+    is_remote: bool
+    """Whether a read waits for a network, so that reading ahead saves time."""
+
+    def read(self, ranges: Sequence[Range]) -> list[bool]:
+        """Fill the buffers. When this returns or raises, nobody writes to them any more.
+
+        Returns: for every range whether it was filled; False where the file ends before.
+        Raises: StoreError when a file is missing or may not be read; TransientError when storage failed, several
+            times where that may help.
+        """
+        ...
+
+    def close(self) -> None:
+        """Close files and connections. Reads under way are finished first."""
+        ...
+
+
+def open_ranges(storage: Storage) -> RangeReader:
+    """The reader that is fastest on this root. Nothing is opened or asked before the first read."""
+    if storage.is_local:
+        return LocalRanges(storage)
+    if storage.protocol == "s3":
+        from sae.store.storage.http_ranges import HttpRanges  # here, because its client takes a while to import
+
+        return HttpRanges(storage)
+    return StoredRanges(storage)
+
+
+class LocalRanges:
+    """Ranges of files on this machine. At most MAX_OPEN_FILES stay open, besides those being read."""
+
+    is_remote = False
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._files: OrderedDict[str, _OpenFile] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, ranges: Sequence[Range]) -> list[bool]:
+        """As RangeReader.read."""
+        filled = []
+        for index, wanted in enumerate(ranges):
+            first = index + AHEAD if index else 1
+            for later in ranges[first : index + AHEAD + 1]:
+                self._announce(later)
+            filled.append(self._fill(wanted))
+        return filled
+
+    def close(self) -> None:
+        """As RangeReader.close."""
+        with self._lock:
+            self._files.clear()
+
+    def _announce(self, wanted: Range) -> None:
+        file = self._open(wanted.path)
+        if hasattr(os, "posix_fadvise"):  # not on macOS
+            with contextlib.suppress(OSError):  # a hint, no more
+                os.posix_fadvise(file.descriptor, wanted.offset, len(wanted.buffer), os.POSIX_FADV_WILLNEED)
+
+    def _fill(self, wanted: Range) -> bool:
+        file, buffer, done = self._open(wanted.path), wanted.buffer, 0
+        while done < len(buffer):  # one call reads at most 2 GiB
+            try:
+                n_bytes = os.preadv(file.descriptor, [buffer[done:]], wanted.offset + done)
+            except OSError as err:
+                raise self._as_error(err, wanted.path) from err
+            if n_bytes == 0:
+                return False
+            done += n_bytes
+        return True
+
+    def _open(self, path: str) -> "_OpenFile":
+        with self._lock:
+            if path in self._files:
+                self._files.move_to_end(path)
+                return self._files[path]
+            try:
+                file = self._files[path] = _OpenFile(self._storage.full(path))
+            except OSError as err:
+                raise self._as_error(err, path) from err
+            if len(self._files) > MAX_OPEN_FILES:
+                self._files.popitem(last=False)
+            return file
+
+    def _as_error(self, err: OSError, path: str) -> PipelineError:
+        return local.as_error(err, self._storage.uri(path), place=Path(self._storage.full("")))
+
+
+class _OpenFile:
+    """A descriptor that is closed when the last thread that reads from it lets it go."""
+
+    def __init__(self, path: str) -> None:
+        self.descriptor = -1
+        self.descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+
+
+class StoredRanges:
+    """Ranges read one after the other through fsspec."""
+
+    is_remote = False
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def read(self, ranges: Sequence[Range]) -> list[bool]:
+        """As RangeReader.read."""
+        return [copy_range(self._storage, wanted) for wanted in ranges]
+
+    def close(self) -> None:
+        """As RangeReader.close."""
+
+
+def copy_range(storage: Storage, wanted: Range) -> bool:
+    """Fill one buffer through fsspec. Returns: False when the file ends before."""
+    data = storage.read_bytes(wanted.path, wanted.offset, wanted.offset + len(wanted.buffer))
+    if len(data) != len(wanted.buffer):
+        return False
+    wanted.buffer[:] = data
+    return True

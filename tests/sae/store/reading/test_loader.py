@@ -1,0 +1,365 @@
+"""Batches come in the order's order, from any cursor, with any sizes, divided over any number of ranks."""
+
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sae.errors import ConfigError, DamagedError, StopRequested, TransientError
+from sae.store.reading.loader import Loader, open_loader
+from sae.store.reading.order import Cursor, Epoch, RowGroups, ShuffleConfig
+from sae.store.reading.reader import RowGroupReader
+from sae.store.reading.windows import ReadAhead
+from sae.store.storage.filesystem import Storage
+from tests.conftest import MakeSnapshot
+
+Requests = Sequence[tuple[int, int, np.ndarray]]
+
+
+def numbered_parts(sizes: list[int], d_in: int = 3) -> list[np.ndarray]:
+    """Parts whose row r holds r in its first dimension, so a row can be recognised."""
+    parts, start = [], 0
+    for size in sizes:
+        numbers = np.arange(start, start + size, dtype=np.float32)
+        parts.append(np.stack([numbers, *[np.zeros(size, np.float32)] * (d_in - 1)], axis=1))
+        start += size
+    return parts
+
+
+def numbers(batch: torch.Tensor) -> list[int]:
+    return batch[:, 0].to(torch.int64).tolist()
+
+
+def read(loader: Loader, n_batches: int) -> list[list[int]]:
+    batches = [numbers(next(loader)) for _ in range(n_batches)]
+    loader.close()
+    return batches
+
+
+def read_ranks(loaders: list[Loader], n_batches: int) -> list[list[int]]:
+    """Global batches, put together again: lane c is the next share of rank c % W."""
+    batches = []
+    for _ in range(n_batches):
+        shares = [numbers(next(loader)) for loader in loaders]
+        assert len({loader.cursor for loader in loaders}) == 1
+        lanes = [loader._own for loader in loaders]
+        counts = [
+            [loader._lanes.rows_in_batch(lane.number, loader.cursor.batch - 1) for lane in own]
+            for loader, own in zip(loaders, lanes, strict=True)
+        ]
+        assert list(map(sum, counts)) == list(map(len, shares))
+        batch: list[int] = []
+        for index in range(len(counts[0])):
+            for rank, share in enumerate(shares):
+                batch += share[: counts[rank][index]]
+                del share[: counts[rank][index]]
+        batches.append(batch)
+    return batches
+
+
+def no_threads() -> bool:
+    return not any(thread.name.startswith("loader") for thread in threading.enumerate())
+
+
+@given(
+    sizes=st.lists(st.integers(1, 60), min_size=1, max_size=6),
+    row_group_rows=st.integers(1, 20),
+    batch_rows=st.integers(1, 16),
+    n_streams=st.integers(1, 4),
+    window=st.integers(1, 8),
+    stop=st.integers(0, 30),
+)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_loader_follows_the_order_and_resumes_anywhere(
+    memory_storage: Storage,
+    make_snapshot: MakeSnapshot,
+    sizes: list[int],
+    row_group_rows: int,
+    batch_rows: int,
+    n_streams: int,
+    window: int,
+    stop: int,
+) -> None:
+    memory_storage.fs.store.clear()
+    snapshot = make_snapshot(memory_storage, numbered_parts(sizes), row_group_rows=row_group_rows)
+    if batch_rows > snapshot.n_rows:
+        return
+    shuffle = ShuffleConfig(n_streams=n_streams, window_row_groups=window)
+    n_batches = -(-snapshot.n_rows // batch_rows)
+    whole = read(open_loader(memory_storage, snapshot, batch_rows, 7, shuffle=shuffle), 2 * n_batches + 2)
+    for epoch in (0, 1):
+        batches = whole[epoch * n_batches : (epoch + 1) * n_batches]
+        assert sorted(row for batch in batches for row in batch) == list(range(sum(sizes)))
+
+    stop = min(stop, n_batches)
+    first = open_loader(memory_storage, snapshot, batch_rows, 7, shuffle=shuffle)
+    head = [numbers(next(first)) for _ in range(stop)]
+    cursor = Cursor.model_validate_json(first.cursor.model_dump_json())
+    first.close()
+    rest = read(open_loader(memory_storage, snapshot, batch_rows, 7, cursor, shuffle), 2 * n_batches + 2 - stop)
+    assert head + rest == whole
+
+
+@given(
+    sizes=st.lists(st.integers(1, 90), min_size=1, max_size=5),
+    row_group_rows=st.integers(1, 20),
+    batch_rows=st.sampled_from([8, 16, 24]),
+    window=st.integers(1, 24),
+    stop=st.integers(0, 12),
+    worlds=st.permutations([1, 2, 4, 8]),
+)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_number_of_ranks_reads_the_same_global_batches_and_goes_on_from_any_others(
+    memory_storage: Storage,
+    make_snapshot: MakeSnapshot,
+    sizes: list[int],
+    row_group_rows: int,
+    batch_rows: int,
+    window: int,
+    stop: int,
+    worlds: list[int],
+) -> None:
+    memory_storage.fs.store.clear()
+    snapshot = make_snapshot(memory_storage, numbered_parts(sizes), row_group_rows=row_group_rows)
+    if batch_rows > snapshot.n_rows:
+        return
+    shuffle = ShuffleConfig(window_row_groups=window)
+    n_batches = -(-snapshot.n_rows // batch_rows)
+
+    def ranks(world: int, cursor: Cursor | None = None) -> list[Loader]:
+        return [
+            open_loader(memory_storage, snapshot, batch_rows, 3, cursor, shuffle, rank=rank, world=world)
+            for rank in range(world)
+        ]
+
+    wanted = n_batches + 2  # into the second epoch
+    whole = read(*ranks(1), wanted)
+    assert sorted(row for batch in whole[:n_batches] for row in batch) == list(range(sum(sizes)))
+    got: list[list[int]] = []
+    cursor = None
+    for world in worlds:  # each reads on where the one before stopped, the last one all that remains
+        loaders = ranks(world, cursor)
+        n = wanted - len(got) if world == worlds[-1] else min(stop, wanted - len(got))
+        got += read_ranks(loaders, n)
+        cursor = loaders[-1].cursor
+        for loader in loaders:
+            loader.close()
+    assert got == whole
+
+
+def test_loader_takes_the_rows_that_the_order_names(storage: Storage, make_snapshot: MakeSnapshot) -> None:
+    snapshot = make_snapshot(storage, numbered_parts([100, 80, 33]), row_group_rows=16)
+    groups = RowGroups.of(snapshot.row_groups)
+    epoch = Epoch(groups, 24, 5, 0, ShuffleConfig().sizes(groups, 12))
+    starts = np.cumsum([0, 100, 80])
+    expected: list[list[int]] = [[] for _ in range(epoch.lanes.n_batches)]
+    for lane in range(epoch.n_streams):
+        rows: list[int] = []
+        for run in epoch.runs(0, [lane]):
+            window = epoch.window(run.stream, run.window)
+            inside = [
+                int(starts[part] + group * 16 + row)
+                for part, group, n in zip(window.parts, window.groups, window.rows, strict=True)
+                for row in range(n)
+            ]
+            order = epoch.window_order(window)
+            rows += [inside[i] for i in order[run.offset : run.offset + run.n_rows]]
+        for batch, taken in enumerate(expected):
+            count = epoch.lanes.rows_in_batch(lane, batch)
+            taken += rows[:count]
+            del rows[:count]
+    assert read(open_loader(storage, snapshot, 24, 5), epoch.lanes.n_batches) == expected
+
+
+def test_a_batch_larger_than_the_data_is_refused(storage: Storage, make_snapshot: MakeSnapshot) -> None:
+    snapshot = make_snapshot(storage, numbered_parts([10]))
+    with pytest.raises(ConfigError, match=r"batch_rows = 11 but the snapshot .* has 10 rows"):
+        open_loader(storage, snapshot, 11, 0)
+
+
+def test_ranks_that_cannot_share_the_streams_are_refused(storage: Storage, make_snapshot: MakeSnapshot) -> None:
+    snapshot = make_snapshot(storage, numbered_parts([100]))
+    with pytest.raises(ConfigError, match=r"world = 3 ranks .* 8 streams .* 24 rows .* Use 1, 2, 4, 8 ranks"):
+        open_loader(storage, snapshot, 24, 0, rank=0, world=3)
+    with pytest.raises(ConfigError, match=r"world = 8 ranks .* 4 streams .* 12 rows .* Use 1, 2, 4 ranks"):
+        open_loader(storage, snapshot, 12, 0, rank=0, world=8)
+    with pytest.raises(ConfigError, match="rank = 2 of world = 2"):
+        open_loader(storage, snapshot, 24, 0, rank=2, world=2)
+    assert no_threads()
+
+
+def test_a_batch_keeps_its_values_while_anything_refers_to_it(storage: Storage, make_snapshot: MakeSnapshot) -> None:
+    snapshot = make_snapshot(storage, [part.astype(np.float16) for part in numbered_parts([640])], row_group_rows=8)
+    loader = open_loader(storage, snapshot, 8, 0, shuffle=ShuffleConfig(window_row_groups=16))
+    whole = next(loader)
+    some_rows, as_array = next(loader)[2:5], next(loader).numpy()
+    expected = whole.clone(), some_rows.clone(), as_array.copy()
+    addresses = set()
+    for _ in range(60):
+        batch = next(loader)
+        assert batch.dtype == torch.float32
+        addresses.add(batch.data_ptr())
+    loader.close()
+    assert torch.equal(whole, expected[0])
+    assert torch.equal(some_rows, expected[1])
+    assert np.array_equal(as_array, expected[2])
+    assert len(addresses) == 2  # the others' memory is used in turns
+
+
+@pytest.mark.parametrize("world", [1, 4])
+def test_memory_does_not_grow_with_the_store(
+    storage: Storage, make_snapshot: MakeSnapshot, monkeypatch: pytest.MonkeyPatch, world: int
+) -> None:
+    new_memory, sizes = ReadAhead._new_memory, []
+
+    def counted(self: ReadAhead) -> torch.Tensor:
+        sizes.append(memory := new_memory(self))
+        return memory
+
+    monkeypatch.setattr(ReadAhead, "_new_memory", counted)
+    for n_parts in (6, 60):
+        # Row groups of two sizes, so that streams end at different places and lanes share what is left.
+        snapshot = make_snapshot(storage, numbered_parts([60, 41] * n_parts), row_group_rows=20)
+        sizes.clear()
+        shuffle = ShuffleConfig(window_row_groups=16)
+        loader = open_loader(storage, snapshot, 16, 0, shuffle=shuffle, rank=world - 1, world=world)
+        for _ in range(2 * loader.batches_per_epoch):
+            next(loader)
+        loader.close()
+        assert len(sizes) <= 8 // world + 2
+        assert {len(memory) for memory in sizes} == {2 * 20 * 12}  # two row groups of 20 rows of three float32
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
+def test_rows_of_parts_with_different_encodings_are_decoded(
+    storage: Storage, make_snapshot: MakeSnapshot, dtype: str
+) -> None:
+    # int8 has another affine in every part, float16 another power of two.
+    rng = np.random.default_rng(0)
+    parts = [rng.standard_normal((n, 5)).astype(np.float32) * 20_000 * 3**index for index, n in enumerate((90, 70, 81))]
+    snapshot = make_snapshot(storage, parts, row_group_rows=16, dtype=dtype)
+    assert dtype == "bfloat16" or len({part.layout.encoding for part in snapshot.parts}) == 3
+    reader = RowGroupReader(storage, snapshot)
+    stored = [reader.read_act(part, g) for part, groups in enumerate(snapshot.row_groups) for g in range(len(groups))]
+    reader.close()
+    loader = open_loader(storage, snapshot, 20, 0, shuffle=ShuffleConfig(n_streams=2))
+    batches = [next(loader).clone().numpy() for _ in range(loader.batches_per_epoch)]
+    loader.close()
+    assert sorted(np.concatenate(batches).tolist()) == sorted(np.concatenate(stored).astype(np.float32).tolist())
+
+
+def test_closing_ends_all_threads_in_any_state(storage: Storage, make_snapshot: MakeSnapshot) -> None:
+    snapshot = make_snapshot(storage, numbered_parts([400]), row_group_rows=8)
+    for n_batches in (0, 1, 30, 60):
+        loader = open_loader(storage, snapshot, 8, 0)
+        read(loader, n_batches)
+        loader.close()  # a second time
+        assert no_threads()
+
+
+def test_closing_does_not_wait_for_whole_windows(
+    storage: Storage, make_snapshot: MakeSnapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = make_snapshot(storage, numbered_parts([400]), row_group_rows=2)
+    reading, go_on, n_read = threading.Semaphore(0), threading.Event(), 0
+
+    def slow(self: RowGroupReader, requests: Requests) -> None:
+        nonlocal n_read
+        n_read += len(requests)
+        reading.release()
+        assert go_on.wait(30)
+
+    monkeypatch.setattr(RowGroupReader, "read_many", slow)
+    loader = open_loader(storage, snapshot, 8, 0, shuffle=ShuffleConfig(n_streams=1, window_row_groups=100))
+
+    def call() -> None:
+        with pytest.raises(StopRequested):
+            next(loader)
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    assert all(reading.acquire(timeout=30) for _ in range(2))  # both windows, so no more are asked for
+    closing = threading.Thread(target=loader._ahead.close)
+    closing.start()
+    while not loader._ahead._stopping.is_set():
+        pass
+    go_on.set()
+    closing.join(30)
+    caller.join(30)
+    assert n_read <= 2  # one row group of each thread
+    assert no_threads()
+
+
+@pytest.mark.parametrize("error", [DamagedError("damaged", "ref", 0), TransientError("gone")])
+def test_an_error_in_what_is_read_ahead_comes_in_its_batch_and_the_cursor_stays_before_it(
+    storage: Storage, make_snapshot: MakeSnapshot, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    snapshot = make_snapshot(storage, numbered_parts([300, 340]), row_group_rows=10)
+    shuffle = ShuffleConfig(n_streams=4, window_row_groups=8)
+    n_batches = 640 // 16
+    whole = read(open_loader(storage, snapshot, 16, 0, shuffle=shuffle), n_batches)
+    groups = RowGroups.of(snapshot.row_groups)
+    first = first_batch_that_needs(1, 11, Epoch(groups, 16, 0, 0, shuffle.sizes(groups, 12)))
+    assert first > 0
+    read_many = RowGroupReader.read_many
+
+    def failing(self: RowGroupReader, requests: Requests) -> None:
+        if any((part, group) == (1, 11) for part, group, _ in requests):
+            raise error
+        read_many(self, requests)
+
+    monkeypatch.setattr(RowGroupReader, "read_many", failing)
+    loader = open_loader(storage, snapshot, 16, 0, shuffle=shuffle)
+    got = [numbers(next(loader)) for _ in range(first)]
+    with pytest.raises(type(error)) as raised:
+        next(loader)
+    assert raised.value is error
+    assert loader.cursor == Cursor(epoch=0, batch=first)
+    loader.close()
+    monkeypatch.undo()
+    rest = read(open_loader(storage, snapshot, 16, 0, loader.cursor, shuffle), n_batches - first)
+    assert got + rest == whole
+
+
+def first_batch_that_needs(part: int, group: int, epoch: Epoch) -> int:
+    for run in epoch.runs(0, range(epoch.n_streams)):
+        window = epoch.window(run.stream, run.window)
+        if (part, group) in zip(window.parts.tolist(), window.groups.tolist(), strict=True):
+            return run.batch
+    raise AssertionError("no window holds the row group")
+
+
+def test_waiting_for_rows_is_counted(
+    storage: Storage, make_snapshot: MakeSnapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = make_snapshot(storage, numbered_parts([64]), row_group_rows=8)
+    read_many, seconds = RowGroupReader.read_many, 0.05
+
+    def slow(self: RowGroupReader, requests: Requests) -> None:
+        threading.Event().wait(seconds)
+        read_many(self, requests)
+
+    monkeypatch.setattr(RowGroupReader, "read_many", slow)
+    loader = open_loader(storage, snapshot, 8, 0)
+    assert loader.waited_seconds == 0
+    next(loader)
+    assert loader.waited_seconds >= seconds
+    loader.close()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_batches_on_a_gpu_are_those_on_the_host(storage: Storage, make_snapshot: MakeSnapshot) -> None:
+    snapshot = make_snapshot(storage, numbered_parts([3000, 1111]), row_group_rows=64)
+    host, device = (open_loader(storage, snapshot, 48, 0, device=name) for name in ("cpu", "cuda"))
+    for _ in range(3 * host.batches_per_epoch):
+        expected, x = next(host), next(device)
+        assert x.device.type == "cuda"
+        assert torch.equal(x.cpu(), expected)
+        assert host.cursor == device.cursor
+    host.close()
+    device.close()
