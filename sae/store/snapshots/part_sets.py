@@ -26,7 +26,8 @@ from sae.store import layout
 from sae.store.artefacts.record import AGAIN, Record
 from sae.store.artefacts.records import read_record, require_record
 from sae.store.snapshots.moments import merge_sums
-from sae.store.snapshots.part_table import PART_FILE, PartTable, read_table, table_of, write_tables
+from sae.store.snapshots.part_table import PART_FILE, PartTable, table_of
+from sae.store.snapshots.part_table_file import read_table, write_tables
 from sae.store.storage.filesystem import Storage
 from sae.store.threads import in_order
 

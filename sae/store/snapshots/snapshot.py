@@ -16,7 +16,8 @@ from sae.store.part.encoding import Encoding
 from sae.store.part.writer import PartLayout, RowGroup
 from sae.store.snapshots.moments import Sums, decode_vector, encode_vector
 from sae.store.snapshots.part_sets import require_parts
-from sae.store.snapshots.part_table import PART_FILE, PartTable, read_table, write_tables
+from sae.store.snapshots.part_table import PART_FILE, PartTable
+from sae.store.snapshots.part_table_file import read_table, write_tables
 from sae.store.storage.filesystem import Storage
 
 __all__ = ["PART_FILE", "Snapshot", "SnapshotPart", "SnapshotSpec", "commit_snapshot", "encode_vector", "read_snapshot"]

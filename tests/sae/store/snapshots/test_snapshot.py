@@ -20,9 +20,10 @@ from sae.store.artefacts.records import require_record
 from sae.store.part.encoding import Dtype, Encoding, encode
 from sae.store.part.writer import PartLayout
 from sae.store.reading.reader import iter_rows
-from sae.store.snapshots import part_sets, part_table
+from sae.store.snapshots import part_sets, part_table_file
 from sae.store.snapshots.moments import decode_vector, merge_sums
-from sae.store.snapshots.part_table import PartTable, joined, read_table, table_of, write_tables
+from sae.store.snapshots.part_table import PartTable, joined, table_of
+from sae.store.snapshots.part_table_file import read_table, write_tables
 from sae.store.snapshots.snapshot import SnapshotSpec, commit_snapshot, read_snapshot
 from sae.store.storage.filesystem import Storage
 from tests.conftest import MakeSnapshot
@@ -95,7 +96,7 @@ def test_the_same_parts_give_the_same_bytes_however_they_come(
     first, second = sorted((first % (len(records) + 1), second % (len(records) + 1)))
     cuts = sorted({0, first, second, len(records)})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(part_table, "PARTS_AT_ONCE", at_once)
+        patch.setattr(part_table_file, "PARTS_AT_ONCE", at_once)
         whole = written([table_of(records)])
         assert written([table_of(records[a:b]) for a, b in pairwise(cuts)]) == whole
         assert len(read_table(io.BytesIO(whole))[0]) == len(records)
