@@ -75,7 +75,7 @@ def run_plan(options: argparse.Namespace) -> int:
 
 
 def _figures(plan: "Plan", storage: "Storage", sizes: Any, prices: dict[str, float]) -> dict[str, Any]:
-    from sae import estimate
+    from sae import estimate, estimate_needs
     from sae.estimate_remix import estimate_remixes
     from sae.memory import machine_bytes
     from sae.preflight import check_disk, check_training_memory
@@ -83,8 +83,8 @@ def _figures(plan: "Plan", storage: "Storage", sizes: Any, prices: dict[str, flo
     places = estimate.estimate_places(plan, storage, sizes)
     training = estimate.estimate_training(plan, storage, places)
     remixes = estimate_remixes(plan, storage, places)
-    requests = estimate.count_requests(plan, places, training)
-    requests = estimate.Requests(
+    requests = estimate_needs.count_requests(plan, places, training)
+    requests = estimate_needs.Requests(
         requests.puts + sum(each.requests.puts for each in remixes),
         requests.gets + sum(each.requests.gets for each in remixes),
     )
@@ -92,7 +92,7 @@ def _figures(plan: "Plan", storage: "Storage", sizes: Any, prices: dict[str, flo
     for check in (
         lambda: check_training_memory(plan, sizes),
         lambda: check_disk(plan, sizes),
-        lambda: estimate.check_memory(plan, places, 0),
+        lambda: estimate_needs.check_memory(plan, places, 0),
     ):
         try:
             check()
@@ -104,12 +104,12 @@ def _figures(plan: "Plan", storage: "Storage", sizes: Any, prices: dict[str, flo
     if not problems:  # what does not fit is not probed
         probes, seconds, model_bytes = _probe(plan, storage, places, training, remixes)
         try:
-            estimate.check_memory(plan, places, model_bytes)
+            estimate_needs.check_memory(plan, places, model_bytes)
         except ConfigError as err:
             problems.append(str(err))
     rho = (probes.get("forward") or {}).get("rho") or {}
     variances = {
-        each.index: estimate.batch_variance(
+        each.index: estimate_needs.batch_variance(
             plan,
             _trained_on(places, each),
             plan.saes[each.index].config.batch_rows,
@@ -120,7 +120,7 @@ def _figures(plan: "Plan", storage: "Storage", sizes: Any, prices: dict[str, flo
     }
     hours = sum(seconds.values()) / 3600
     n_bytes = sum(p.n_bytes for p in places) + sum(r.n_bytes for r in remixes)
-    cost = estimate.cost(n_bytes, requests, hours, prices, on_bucket=storage.protocol == "s3")
+    cost = estimate_needs.cost(n_bytes, requests, hours, prices, on_bucket=storage.protocol == "s3")
     return {
         "root": storage.root,
         "activations": [place.model_dump() for place in places],
@@ -129,9 +129,10 @@ def _figures(plan: "Plan", storage: "Storage", sizes: Any, prices: dict[str, flo
         "saes": [each.model_dump() for each in training],
         "requests": requests._asdict(),
         "memory": {
-            "extraction": estimate.extraction_bytes(plan, places, model_bytes),
+            "extraction": estimate_needs.extraction_bytes(plan, places, model_bytes),
             "windows": max(
-                estimate.window_bytes(_trained_on(places, t), plan.saes[t.index].config.batch_rows) for t in training
+                estimate_needs.window_bytes(_trained_on(places, t), plan.saes[t.index].config.batch_rows)
+                for t in training
             ),
             "machine": machine_bytes(),
         },
@@ -225,7 +226,7 @@ def _trained_on(places: "list[PlaceEstimate]", sae: "TrainEstimate") -> "PlaceEs
 
 def _prices(given: list[str]) -> dict[str, float]:
     """Raises: ConfigError for a name that is none, or a value that is no price."""
-    from sae.estimate import DEFAULT_PRICES
+    from sae.estimate_needs import DEFAULT_PRICES
 
     prices = dict(DEFAULT_PRICES)
     for text in given:

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from sae.config import FrozenConfig
-from sae.estimate import PlaceEstimate, Requests, upload_requests
+from sae.estimate import PlaceEstimate
+from sae.estimate_needs import Requests, upload_requests
 from sae.extract.deal import count_buckets
 from sae.plan import Plan
 from sae.store import layout

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from flows.cli import main
-from sae import estimate
+from sae import estimate_needs
 from sae.plan import PipelineConfig, make_plan
 from sae.store.reading.reader import read_snapshot
 from sae.store.storage.filesystem import Storage
@@ -175,7 +175,7 @@ def test_too_little_memory_is_refused_with_the_setting(
     else:
         activations |= {"part_bytes": 16 * 64, "n_tokens": None}
         config = with_settings(config, {"execution": config.execution.model_dump() | {"max_workers": 1}})
-    monkeypatch.setattr(estimate, "machine_bytes", lambda: machine_bytes)
+    monkeypatch.setattr(estimate_needs, "machine_bytes", lambda: machine_bytes)
     code, _, err = planned(with_settings(config, {"activations": activations}))
     assert code == 1
     assert f"does not fit: {setting}: " in err
