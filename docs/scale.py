@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 
 from sae.extract.part_group import MAX_UNITS
 from sae.store.reading.mixing import expected_variance
-from sae.store.reading.order import RowGroups, ShuffleConfig
+from sae.store.reading.shuffle import RowGroups, ShuffleConfig
 from sae.store.snapshots.part_sets import groups_of
 from sae.store.storage.s3 import UPLOAD_BYTES
 

@@ -12,7 +12,7 @@ from sae.plan import Plan
 from sae.preflight import IDENTITY_BYTES
 from sae.store.part.encoding import stored_dtype
 from sae.store.reading.mixing import expected_variance
-from sae.store.reading.order import RowGroups, ShuffleConfig, ShuffleSizes
+from sae.store.reading.shuffle import RowGroups, ShuffleConfig, ShuffleSizes
 from sae.store.reading.windows import WINDOWS_AHEAD
 from sae.store.storage.ranges import PIECE_BYTES
 from sae.store.storage.s3 import UPLOAD_BYTES

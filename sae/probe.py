@@ -15,12 +15,12 @@ import torch
 
 from sae.extract.config import ActivationsConfig, DatasetSource
 from sae.extract.corpus import iter_documents
+from sae.philox import philox
 from sae.plan import Plan
 from sae.progress import Progress, silent
 from sae.store import layout
 from sae.store.artefacts.checkpoints import Checkpoints, Position, new_attempt
 from sae.store.artefacts.records import is_intact
-from sae.store.reading.order import philox
 from sae.store.storage.filesystem import Storage
 from sae.store.text.contexts import PADDING, Contexts, read_contexts
 from sae.subject.config import EmbeddedLMSpec, HFModelSpec

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sae.store.reading.order import philox
+from sae.philox import philox
 
 BLOCK_ELEMENTS = 1 << 22
 """Indices drawn at once."""

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from sae.evaluate.interpretability import UnitFirings
 from sae.evaluate.reconstruction import FiringsKeeper
+from sae.philox import philox
 from sae.progress import Progress, silent
-from sae.store.reading.order import philox
-from sae.store.reading.reader import iter_rows
+from sae.store.reading.blocks import iter_rows
 from sae.store.snapshots.snapshot import Snapshot
 from sae.store.storage.filesystem import Storage
 

@@ -22,8 +22,7 @@ from sae.evaluate.splicing import cross_entropy_figures
 from sae.progress import Progress, silent
 from sae.store.artefacts import records
 from sae.store.artefacts.records import Record
-from sae.store.reading.reader import read_snapshot
-from sae.store.snapshots.snapshot import Snapshot
+from sae.store.snapshots.snapshot import Snapshot, read_snapshot
 from sae.store.storage.filesystem import Storage
 from sae.subject.load import load_subject
 from sae.weights import load_sae

@@ -10,7 +10,7 @@ from torch import Tensor
 from sae.architectures.base import SAE
 from sae.evaluate.controls import random_directions
 from sae.metrics import max_cosines
-from sae.store.reading.order import philox
+from sae.philox import philox
 
 DUPLICATE_ABOVE = 0.9
 """Cosine from which two decoder rows count as duplicates."""

@@ -14,8 +14,8 @@ from sae.evaluate.recovery import measure_recovery
 from sae.evaluate.replicates import TrainReplicates, count_replicates
 from sae.progress import Progress, silent
 from sae.store.artefacts import records
-from sae.store.reading.reader import iter_rows, read_snapshot
-from sae.store.snapshots.snapshot import Snapshot
+from sae.store.reading.blocks import iter_rows
+from sae.store.snapshots.snapshot import Snapshot, read_snapshot
 from sae.store.storage.filesystem import Storage
 from sae.train.config import TrainConfig
 

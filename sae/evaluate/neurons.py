@@ -6,7 +6,7 @@ import numpy as np
 
 from sae.evaluate.interpretability import UnitFirings, UnitScores, concatenate, score_units
 from sae.evaluate.rows import RowTexts
-from sae.store.reading.reader import iter_rows
+from sae.store.reading.blocks import iter_rows
 from sae.store.snapshots.snapshot import Snapshot
 from sae.store.storage.filesystem import Storage
 

@@ -15,7 +15,7 @@ from sae.evaluate.reconstruction import Reconstruction
 from sae.evaluate.rows import RowTexts
 from sae.progress import Progress
 from sae.store.artefacts import records
-from sae.store.reading.reader import iter_rows
+from sae.store.reading.blocks import iter_rows
 from sae.store.snapshots.snapshot import Snapshot
 from sae.store.storage.filesystem import Storage
 from sae.subject.load import Subject

@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from sae.evaluate.interpretability import UnitFirings
+from sae.philox import philox
 from sae.progress import Progress, silent
-from sae.store.reading.order import philox
 
 N_UNITS = (1, 5)
 """Units a sparse probe may use."""

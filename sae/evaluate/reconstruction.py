@@ -15,7 +15,7 @@ from sae.evaluate.interpretability import UnitFirings
 from sae.evaluate.rows import RowTexts, concatenate_texts, part_contexts, row_texts
 from sae.metrics import FiringCounts, ReconstructionSums, ShrinkageSums
 from sae.progress import Progress, silent
-from sae.store.reading.reader import iter_rows
+from sae.store.reading.blocks import iter_rows
 from sae.store.snapshots.snapshot import Snapshot
 from sae.store.storage.filesystem import Storage
 

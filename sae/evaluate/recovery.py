@@ -5,7 +5,7 @@ from torch import Tensor, from_numpy
 
 from sae.config import FrozenConfig
 from sae.errors import InputError
-from sae.store.reading.order import philox
+from sae.philox import philox
 
 RECOVERED_ABOVE = 0.95
 """Cosine from which a true feature counts as recovered."""

@@ -5,7 +5,8 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from sae.store.reading.reader import RowBlock, RowGroupReader
+from sae.store.reading.blocks import RowBlock
+from sae.store.reading.reader import RowGroupReader
 from sae.store.snapshots.snapshot import Snapshot
 from sae.store.storage.filesystem import Storage
 from sae.store.text.contexts import Contexts

@@ -19,11 +19,11 @@ from sae.errors import InputError
 from sae.explain.config import QuestionsSpec
 from sae.explain.prompts import marked_runs
 from sae.explain.silence import DrawnWindow, draw_windows
+from sae.philox import philox
 from sae.progress import Progress, silent
 from sae.store.artefacts import records
 from sae.store.artefacts.records import Record
-from sae.store.reading.order import philox
-from sae.store.reading.reader import read_snapshot
+from sae.store.snapshots.snapshot import read_snapshot
 from sae.store.storage.filesystem import Storage
 from sae.store.text.rows import text_source
 from sae.subject.load import load_tokenizer

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from sae.architectures.base import SAE
-from sae.store.reading.order import philox
+from sae.philox import philox
 from sae.store.reading.reader import RowGroupReader
 from sae.store.snapshots.snapshot import Snapshot
 from sae.store.storage.filesystem import Storage

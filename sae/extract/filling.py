@@ -10,8 +10,8 @@ from torch import Tensor
 from sae.errors import InputError
 from sae.extract.config import PartsSpec
 from sae.extract.filters import fill_gaps, norm_limit
+from sae.philox import philox
 from sae.store.part.encoding import FLOAT16_CEILING, Encoding, choose_encoding, encode_as
-from sae.store.reading.order import philox
 from sae.store.text.contexts import PADDING, Contexts
 
 BUFFERS = {

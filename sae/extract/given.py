@@ -21,10 +21,10 @@ from sae.errors import ConfigError, InputError, TransientError
 from sae.extract.config import ArraySource, GivenPartsSpec, GivenSource, InlineSource, Split, SuperpositionSource
 from sae.extract.superposition import train_superposition
 from sae.extract.write import write_rows
+from sae.philox import philox
 from sae.progress import Progress, silent
 from sae.store.artefacts.records import Record, commit
 from sae.store.part.encoding import LARGEST, Dtype, encode, stored_dtype
-from sae.store.reading.order import philox
 from sae.store.snapshots.snapshot import PART_FILE
 from sae.store.storage.filesystem import Storage
 

@@ -16,11 +16,11 @@ from sae.errors import StoreError
 from sae.extract.config import DealtPartsSpec, RemixSpec
 from sae.extract.deal import Deal, count_buckets
 from sae.extract.write import write_rows
+from sae.philox import philox
 from sae.progress import Progress, silent
 from sae.store.artefacts.records import Record, commit, require_record
 from sae.store.part.encoding import Encoding, choose_encoding, decode, encode_as, stored_dtype
 from sae.store.part.writer import write_part
-from sae.store.reading.order import philox
 from sae.store.reading.reader import RowGroupReader
 from sae.store.snapshots.snapshot import PART_FILE, Snapshot, SnapshotSpec, commit_snapshot, read_snapshot
 from sae.store.storage.filesystem import Storage

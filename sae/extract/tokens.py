@@ -11,9 +11,9 @@ from sae.errors import InputError
 from sae.extract import syntax
 from sae.extract.config import SegmentSpec, Source, Split, TokensSpec
 from sae.extract.corpus import Document, Tally, is_heldout, iter_segment
+from sae.philox import philox
 from sae.progress import Progress, silent
 from sae.store.artefacts.records import Record, commit, require_record
-from sae.store.reading.order import philox
 from sae.store.storage.filesystem import Storage
 from sae.store.text.contexts import PADDING, Contexts, write_contexts, write_documents
 from sae.subject.load import check_tokenizer, load_tokenizer, special_ids

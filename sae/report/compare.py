@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sae.philox import philox
 from sae.progress import Progress
 from sae.report import chunks
 from sae.report.inputs import SAEInputs
@@ -39,7 +40,6 @@ from sae.report.matching import (
     random_cosines,
     rows_together,
 )
-from sae.store.reading.order import philox
 from sae.weights import WEIGHTS_FILE, load_sae
 
 MAX_ALL_PAIRS = 8

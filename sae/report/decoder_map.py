@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from sae.philox import philox
 from sae.progress import Progress
 from sae.report import chunks
 from sae.report.inputs import SAEInputs
-from sae.store.reading.order import philox
 from sae.weights import WEIGHTS_FILE, load_sae
 
 METHOD = "t-SNE on the graph of each decoder row's {n} nearest by cosine, started from two principal components"

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from sae.philox import philox
 from sae.progress import Progress
 from sae.report import chunks
 from sae.report.config import ReportConfig
@@ -23,7 +24,6 @@ from sae.report.model_labels import model_words
 from sae.report.numbers import shorts
 from sae.report.rules import latent_label
 from sae.report.words import LatentIndex
-from sae.store.reading.order import philox
 
 SPARK_BINS = 16
 SPARK_STEPS = 40

@@ -12,7 +12,8 @@ from sae.architectures.base import SAE
 from sae.report.display import plain
 from sae.report.inputs import SAEInputs
 from sae.report.numbers import NOT_AVAILABLE, decimal
-from sae.store.reading.reader import iter_rows, read_snapshot
+from sae.store.reading.blocks import iter_rows
+from sae.store.snapshots.snapshot import read_snapshot
 from sae.store.storage.filesystem import Storage
 from sae.weights import load_sae
 

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sae.philox import philox
 from sae.report.numbers import short
 from sae.serve.bodies import Generation, Intervention
 from sae.serve.encode import Check, check_latent, seen, show_ids, tokenize
 from sae.serve.live import LiveSAE
 from sae.serve.refusals import Refused
-from sae.store.reading.order import philox
 from sae.subject.hooks import splice
 from sae.subject.text import token_bytes
 

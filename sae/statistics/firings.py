@@ -10,8 +10,8 @@ import torch
 from sae.architectures.base import SAE
 from sae.extract.config import Split
 from sae.statistics.config import StatisticsSpec
-from sae.store.reading.reader import RowBlock, iter_rows, read_snapshot
-from sae.store.snapshots.snapshot import Snapshot
+from sae.store.reading.blocks import RowBlock, iter_rows
+from sae.store.snapshots.snapshot import Snapshot, read_snapshot
 from sae.store.storage.filesystem import Storage
 from sae.store.text.contexts import Contexts
 from sae.store.text.rows import TextSource, context_index, contexts_of_part, text_source

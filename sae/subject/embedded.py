@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sae.errors import InputError, StopRequested, TrainingError
+from sae.philox import philox
 from sae.progress import Progress, silent
 from sae.store.artefacts.checkpoints import (
     Checkpoints,
@@ -23,7 +24,6 @@ from sae.store.artefacts.checkpoints import (
     restore_module,
 )
 from sae.store.artefacts.records import Record, commit, local_files, require_record
-from sae.store.reading.order import philox
 from sae.store.storage.filesystem import Storage
 from sae.store.text.contexts import PADDING, Contexts, read_contexts
 from sae.subject.baselines import ngram_losses

@@ -52,7 +52,7 @@ class SAESpec(Spec):
     """One trained SAE."""
 
     stage: ClassVar[str] = "saes"
-    code_version: ClassVar[int] = 2
+    code_version: ClassVar[int] = 3
 
     config: TrainConfig
     snapshot: Ref

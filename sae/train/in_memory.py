@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sae.architectures import SAE, build_sae
 from sae.errors import ConfigError, TrainingError
-from sae.store.reading.order import philox
+from sae.philox import philox
 from sae.train.backward import standard_gradients
 from sae.train.config import TrainConfig
 from sae.train.init import SAMPLE_ROWS

@@ -16,8 +16,7 @@ from sae.store.artefacts.checkpoints import Checkpoints, new_attempt, remove_che
 from sae.store.artefacts.records import Record
 from sae.store.reading.loader import open_loader
 from sae.store.reading.order import Cursor
-from sae.store.reading.reader import read_snapshot
-from sae.store.snapshots.snapshot import Snapshot
+from sae.store.snapshots.snapshot import Snapshot, read_snapshot
 from sae.store.storage.filesystem import Storage
 from sae.train.checkpoint import RunPosition, load_checkpoint, save_checkpoint
 from sae.train.config import SAESpec

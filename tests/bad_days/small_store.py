@@ -13,7 +13,7 @@ from sae.store.artefacts.records import commit, is_intact, read_record
 from sae.store.part.encoding import Encoding
 from sae.store.part.writer import write_part
 from sae.store.reading.loader import open_loader
-from sae.store.reading.order import ShuffleConfig
+from sae.store.reading.shuffle import ShuffleConfig
 from sae.store.snapshots.moments import encode_vector
 from sae.store.snapshots.snapshot import PART_FILE, SnapshotSpec, commit_snapshot, read_snapshot
 from sae.store.storage.filesystem import Storage

@@ -12,7 +12,7 @@ from sae.extract.part import extract_part, plan_parts
 from sae.extract.tokens import tokenize_segment
 from sae.store.artefacts.records import is_intact, require_record
 from sae.store.reading.loader import open_loader
-from sae.store.reading.order import ShuffleConfig
+from sae.store.reading.shuffle import ShuffleConfig
 from sae.store.snapshots.snapshot import SnapshotSpec, commit_snapshot, read_snapshot
 from sae.store.storage.filesystem import Storage
 from sae.store.text.contexts import read_contexts

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from sae.philox import philox
 from sae.store.reading.mixing import expected_variance
-from sae.store.reading.order import Epoch, RowGroups, ShuffleConfig, ShuffleSizes, philox
+from sae.store.reading.order import Epoch
+from sae.store.reading.shuffle import RowGroups, ShuffleConfig, ShuffleSizes
 from tests.benchmarks.timing import Row
 
 CONTEXT_ROWS, BATCH_ROWS, RHO, CONTEXTS_PER_DOCUMENT, N_DIMENSIONS = 512, 4096, 0.2, 4.0, 16

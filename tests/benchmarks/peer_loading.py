@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from sae.store.reading.loader import Loader, open_loader
-from sae.store.reading.order import ShuffleConfig
+from sae.store.reading.shuffle import ShuffleConfig
 from sae.store.storage.filesystem import Storage
 from tests.benchmarks.snapshots import evict, random_rows, write_repeated
 

@@ -10,9 +10,9 @@ import numpy as np
 from sae.extract.config import ArraySource, DealtPartsSpec, GivenPartsSpec, RemixSpec
 from sae.extract.given import import_activations, resolve_given_content
 from sae.extract.remix import count_parts, deal_part, finish_dealing, finish_remix, gather_part, remove_dealt
+from sae.store.reading.blocks import iter_rows
 from sae.store.reading.loader import open_loader
-from sae.store.reading.order import ShuffleConfig
-from sae.store.reading.reader import iter_rows
+from sae.store.reading.shuffle import ShuffleConfig
 from sae.store.snapshots.snapshot import Snapshot, SnapshotSpec, commit_snapshot, read_snapshot
 from sae.store.storage.filesystem import Storage
 from tests.benchmarks.timing import Row, compare

@@ -21,7 +21,8 @@ from sae.store import layout
 from sae.store.artefacts.records import commit
 from sae.store.part.encoding import Encoding
 from sae.store.part.writer import PartLayout, RowGroup
-from sae.store.reading.order import Epoch, RowGroups, ShuffleConfig
+from sae.store.reading.order import Epoch
+from sae.store.reading.shuffle import RowGroups, ShuffleConfig
 from sae.store.snapshots.moments import encode_vector
 from sae.store.snapshots.part_sets import PartGroup, finished_parts, groups_of, index_file, write_index
 from sae.store.snapshots.part_table import PART_FILE, PartTable

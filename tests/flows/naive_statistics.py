@@ -12,7 +12,8 @@ from sae.statistics.accumulate import HISTOGRAM_EDGES
 from sae.statistics.config import StatisticsSpec
 from sae.statistics.quantiles import BOUND, SHARES
 from sae.store.artefacts import records
-from sae.store.reading.reader import iter_rows, read_snapshot
+from sae.store.reading.blocks import iter_rows
+from sae.store.snapshots.snapshot import read_snapshot
 from sae.store.storage.filesystem import Storage
 from sae.store.text.rows import contexts_of_part, text_source
 from sae.weights import load_sae

@@ -17,7 +17,8 @@ from sae.errors import ConfigError, InputError, TransientError
 from sae.explain.questions import write_questions
 from sae.plan import PipelineConfig, make_plan
 from sae.store.artefacts.records import local_files, require_record
-from sae.store.reading.reader import iter_rows, read_snapshot
+from sae.store.reading.blocks import iter_rows
+from sae.store.snapshots.snapshot import read_snapshot
 from sae.store.storage.filesystem import Storage
 from sae.weights import load_sae
 from tests.flows.conftest import with_settings

@@ -10,7 +10,7 @@ import pytest
 from flows.cli import main
 from sae import estimate_needs
 from sae.plan import PipelineConfig, make_plan
-from sae.store.reading.reader import read_snapshot
+from sae.store.snapshots.snapshot import read_snapshot
 from sae.store.storage.filesystem import Storage
 from tests.flows.conftest import tiny_config, with_settings
 from tests.flows.models import HOOK_POINTS, save_model

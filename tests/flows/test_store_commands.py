@@ -12,7 +12,8 @@ from flows.cli import main
 from sae.plan import PipelineConfig, Plan, make_plan
 from sae.store import layout
 from sae.store.artefacts.records import require_record
-from sae.store.reading.reader import iter_rows, read_snapshot
+from sae.store.reading.blocks import iter_rows
+from sae.store.snapshots.snapshot import read_snapshot
 from sae.store.storage.filesystem import Storage
 from tests.flows.conftest import tiny_config
 from tests.flows.processes import contents, strays

@@ -163,6 +163,8 @@ class Decoder:
         first = encodings[0]
         self.is_same = first.dtype in ("float32", "bfloat16") or all(encoding == first for encoding in encodings)
         """Whether all parts have one encoding, so that nobody needs to say which part a row is of."""
+        self.is_plain = self.is_same and first.scale is None and first.exponent == 0
+        """Whether stored values are the values of all rows, in their own precision."""
 
     def __call__(self, raw: Tensor, part: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         """Stored values as float32 on the device. [rows, d_in]
@@ -195,9 +197,14 @@ class Decoder:
         return self._kept[index]
 
 
+def as_values(raw: Tensor) -> Tensor:
+    """Stored values as numbers of their own precision: uint16 are the bits of bfloat16. Shares the memory."""
+    return raw.view(torch.bfloat16) if raw.dtype == torch.uint16 else raw
+
+
 def _apply(raw: Tensor, scale: Tensor | None, offset: Tensor | None, out: Tensor | None = None) -> Tensor:
     """raw * scale + offset. Two roundings, on every device: one fused operation would give other bits."""
-    values = raw.view(torch.bfloat16) if raw.dtype == torch.uint16 else raw
+    values = as_values(raw)
     out = values.to(torch.float32, copy=True) if out is None else out.copy_(values)
     if scale is not None:
         out.mul_(scale)

@@ -1,6 +1,7 @@
 """The shuffled order to batches of float32, on the device that trains."""
 
 import contextlib
+import math
 import weakref
 from collections import deque
 from collections.abc import Generator, Iterator
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from sae.errors import ConfigError
 from sae.store.part.encoding import stored_dtype
-from sae.store.reading.order import Cursor, Epoch, Lanes, RowGroups, Run, ShuffleConfig
+from sae.store.reading.order import Cursor, Epoch, Lanes, Run
+from sae.store.reading.shuffle import RowGroups, ShuffleConfig
 from sae.store.reading.windows import HeldWindow, ReadAhead
 from sae.store.snapshots.snapshot import Snapshot
 from sae.store.storage.filesystem import Storage
@@ -27,10 +29,10 @@ class Loader:
     Rank r of W has the lanes c of the order with c % W == r. A global batch holds the same rows for any W, so the
     cursor of one rank is that of all, and any other number of ranks goes on from it. Ranks need not know each other.
 
-    Memory of a rank, with C streams and K = window_row_groups: (1/W + 2/C) K + 2 row groups of the largest size, as
-    stored (where the root is not local + 16 instead of + 2, or two windows if they are smaller), and two float32
-    batches beside those that the caller keeps. By default 2.5 GiB and little more, or what a smaller store takes. For
-    a GPU the row groups lie in page-locked memory of the host, and the batches on the GPU.
+    Memory of a rank, with C streams and K = window_row_groups: (1/W + 2/C) K row groups of the largest size, as stored
+    (where the root is not local 16 more, or two windows if they are smaller), and two float32 batches beside those that
+    the caller keeps. By default 2.5 GiB and little more, or what a smaller store takes. For a GPU the row groups lie in
+    page-locked memory of the host, and the batches on the GPU.
 
     A batch belongs to the caller: its memory is used again only when no tensor refers to it any more.
     """
@@ -66,8 +68,9 @@ class Loader:
             storage,
             snapshot,
             self._runs(),
-            window_groups=self._shuffle.groups_per_window(batch_rows),
+            window_groups=min(self._shuffle.groups_per_window(batch_rows), math.ceil(len(self._groups.rows) / n_lanes)),
             group_rows=int(self._groups.rows.max()),
+            run_rows=self._shuffle.rows_per_run(batch_rows),
             device=self._device,
         )
         self._batches = self._hand_out()

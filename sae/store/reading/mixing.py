@@ -15,8 +15,9 @@ What remains is p. Rows of a part are permuted when it is written, so two of its
 probability (T - 1) / (P - 1) whatever row groups they are in, and p is that times the probability that two rows of a
 batch are of one part. A batch takes equally many rows of every stream, at random from the row groups of its window:
 
-    same row group   two of a stream's b = B / C rows, in a window of w row groups of G rows:
-                     (b - 1) / (B - 1) * (G - 1) / (w G - 1)
+    same row group   two of a stream's b = B / C rows, in a window of w row groups of G rows, permuted in runs of R:
+                     (b - 1) / (B - 1) * (q + (1 - q) * (G / R - 1) / (w G / R - 1)),   q = (R - 1) / (b - 1)
+                     where q is the probability that they are of one run
     same part        two row groups of a block of M parts of g row groups, whose order is random: (g - 1) / (M g - 1),
                      if both are in one block: windows reach D row groups far in the sequence, over a block's end
 
@@ -28,7 +29,8 @@ import math
 
 import numpy as np
 
-from sae.store.reading.order import ShuffleSizes, block_starts
+from sae.store.reading.order import block_starts
+from sae.store.reading.shuffle import ShuffleSizes
 
 TIMES = 256
 """At which the pool of row groups in memory is looked at."""
@@ -66,11 +68,14 @@ def _same_part(shuffle: ShuffleSizes, n_parts: int, part_rows: int, row_group_ro
     per_part = math.ceil(part_rows / row_group_rows)
     group_rows = part_rows / per_part
     pools = _pools(n_parts * per_part, shuffle.streams(batch_rows), shuffle.groups_per_window(batch_rows))
-    same_stream = (batch_rows / shuffle.streams(batch_rows) - 1) / (batch_rows - 1)
+    share, run_rows = batch_rows / shuffle.streams(batch_rows), shuffle.rows_per_run(batch_rows)
+    same_stream, same_run = (share - 1) / (batch_rows - 1), (run_rows - 1) / max(share - 1, 1)
+    group_runs = max(group_rows / run_rows, 1)
     found = []
     for pool in pools:
         n_groups = np.array([len(places) for places in pool if len(places)])
-        same_group = same_stream * np.mean((group_rows - 1) / np.maximum(n_groups * group_rows - 1, 1))
+        other_run = np.mean((group_runs - 1) / np.maximum(n_groups * group_runs - 1, 1))
+        same_group = same_stream * (same_run + (1 - same_run) * other_run)
         places = np.concatenate(pool)
         # How often two groups of the pool lie D apart, every stream having the same weight: an autocorrelation.
         weights = np.zeros(np.ptp(places) + 1)

@@ -2,8 +2,10 @@
 
 Parts are permuted, then the row groups inside each block of parts; there are as few blocks as can be, of equal size.
 Row group i of that sequence goes to stream i % C. Each stream is cut into windows of whole row groups, staggered so
-that no two streams refill together, and each window's rows are permuted by their own key. Global batch t takes B/C rows
-of each of C lanes, so its content does not depend on how many ranks share the lanes.
+that no two streams refill together, and each window is permuted by its own key, in runs of a few rows that lie side by
+side in the file. Rows of a part are permuted when it is written, so a run is a random sample of its part, and runs mix
+nearly as well as rows do while a batch takes many of them; but memory is copied twice as fast. Global batch t takes B/C
+rows of each of C lanes, so its content does not depend on how many ranks share the lanes.
 
 Lane c is stream c for as long as every stream lasts. Streams are not equally long: what the longer ones still hold
 then, the tail, is put end to end and cut into C equal shares, one for every lane. So every row comes exactly once an
@@ -13,64 +15,18 @@ Nothing here is walked: an epoch holds where its windows start (8 bytes each) an
 """
 
 import functools
-import hashlib
 import heapq
-import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 from pydantic import Field
 
 from sae.config import FrozenConfig
-
-WINDOW_BYTES = 2 << 30
-BLOCK_BYTES = 64 << 30
-
-
-def philox(purpose: str, *key: str | int) -> np.random.Generator:
-    """A generator keyed by what the numbers are for. Equal keys give equal streams on every machine."""
-    key_bytes = hashlib.sha256(json.dumps([purpose, *key]).encode()).digest()[:16]
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(key_bytes, "little")))
-
-
-class ShuffleSizes(NamedTuple):
-    """How far apart neighbouring contexts are spread, in numbers."""
-
-    n_streams: int
-    window_row_groups: int
-    block_parts: int
-
-    def streams(self, batch_rows: int) -> int:
-        """Streams C for batches of this size: as many as divide it evenly."""
-        return math.gcd(self.n_streams, batch_rows)
-
-    def groups_per_window(self, batch_rows: int) -> int:
-        """Row groups of one window of one stream."""
-        return max(1, self.window_row_groups // self.streams(batch_rows))
-
-
-class ShuffleConfig(FrozenConfig):
-    """How far apart neighbouring contexts are spread. Part of the result's identity; mixing.py says what it does."""
-
-    n_streams: int = Field(8, gt=0)
-    """Canonical streams C; 64 for large jobs. A batch takes an equal share of each."""
-    window_row_groups: int | None = Field(None, gt=0)
-    """Row groups in memory at once, over all streams. None: as many of the largest as 2 GiB hold."""
-    block_parts: int | None = Field(None, gt=0)
-    """At most so many parts have their row groups mixed with each other. None: as many as 64 GiB hold."""
-
-    def sizes(self, groups: "RowGroups", row_bytes: int) -> ShuffleSizes:
-        """The numbers for a store whose vectors have `row_bytes` bytes."""
-        largest_group = int(groups.rows.max()) * row_bytes
-        part = max(1, groups.n_rows * row_bytes // (len(groups.starts) - 1))
-        return ShuffleSizes(
-            self.n_streams,
-            self.window_row_groups or max(1, WINDOW_BYTES // largest_group),
-            self.block_parts or max(1, BLOCK_BYTES // part),
-        )
+from sae.philox import philox
+from sae.store.reading.shuffle import RowGroups, ShuffleSizes
 
 
 class Cursor(FrozenConfig):
@@ -78,27 +34,6 @@ class Cursor(FrozenConfig):
 
     epoch: int = Field(0, ge=0)
     batch: int = Field(0, ge=0)
-
-
-class RowGroups(NamedTuple):
-    """The sizes of all row groups of a list of parts."""
-
-    rows: np.ndarray
-    """Rows of every row group, part after part. [row groups] integers"""
-    starts: np.ndarray
-    """Where in `rows` each part begins, and the end. [parts + 1] int64"""
-
-    @classmethod
-    def of(cls, parts: Iterable[Sequence[int]]) -> Self:
-        """From the sizes per part: [part][group]."""
-        sizes = [np.asarray(groups, np.int32) for groups in parts]
-        starts = np.cumsum([0, *map(len, sizes)], dtype=np.int64)
-        return cls(np.concatenate([np.empty(0, np.int32), *sizes]), starts)
-
-    @property
-    def n_rows(self) -> int:
-        """Rows of all parts."""
-        return int(self.rows.sum(dtype=np.int64))
 
 
 @dataclass(frozen=True)
@@ -122,6 +57,11 @@ class Window:
         """Rows of all its row groups."""
         return int(self.rows.sum())
 
+    @property
+    def places(self) -> list[tuple[int, int]]:
+        """Part, and row group in it, of every row group."""
+        return list(zip(self.parts.tolist(), self.groups.tolist(), strict=True))
+
 
 class Run(NamedTuple):
     """Consecutive rows of a lane that come from one window. Sorted by when they are needed."""
@@ -137,6 +77,15 @@ class Run(NamedTuple):
     offset: int
     """Position in the permuted window of the run's first row."""
     n_rows: int
+
+
+class Permuted(NamedTuple):
+    """How a window is permuted. Every row group is cut into runs of R rows; fewer than R others remain at its end."""
+
+    runs: np.ndarray
+    """Place of every run, row group after row group: it fills the rows [R place, R (place + 1)). [runs] int64"""
+    others: np.ndarray
+    """Place in rows of every other row; they come after all runs. [other rows] int64"""
 
 
 class Lanes(NamedTuple):
@@ -183,6 +132,8 @@ class Epoch:
         self.seed, self.epoch = seed, epoch
         self.n_streams = shuffle.streams(batch_rows)
         self.groups_per_window = shuffle.groups_per_window(batch_rows)
+        self.run_rows = shuffle.rows_per_run(batch_rows)
+        """Rows that stay together when a window is permuted."""
         self._groups = groups
         self._parts = philox("parts", seed, epoch).permutation(len(groups.starts) - 1)
         # Where each block begins in the permuted parts, and in the sequence of row groups, and the end.
@@ -216,9 +167,25 @@ class Epoch:
             self._groups.rows[numbers].astype(np.int64),
         )
 
+    def permuted(self, window: Window) -> "Permuted":
+        """Where in the permuted window its runs and its other rows are."""
+        generator = philox("window", self.seed, self.epoch, window.stream, window.index)
+        n_runs = int((window.rows // self.run_rows).sum())
+        runs = generator.permutation(n_runs)
+        return Permuted(runs, n_runs * self.run_rows + generator.permutation(window.n_rows - n_runs * self.run_rows))
+
     def window_order(self, window: Window) -> np.ndarray:
-        """Where in the window each of its rows comes from. [n_rows] int64"""
-        return philox("window", self.seed, self.epoch, window.stream, window.index).permutation(window.n_rows)
+        """Where in the window, as it lies in its files, each row of the permuted window comes from. [n_rows] int64"""
+        to, within = self.permuted(window), np.arange(self.run_rows)
+        order = np.empty(window.n_rows, np.int64)
+        n_runs = n_others = start = 0
+        for n_rows in window.rows.tolist():
+            whole, other = divmod(n_rows, self.run_rows)
+            runs = to.runs[n_runs : n_runs + whole, None] * self.run_rows + within
+            order[runs.ravel()] = np.arange(start, start + whole * self.run_rows)
+            order[to.others[n_others : n_others + other]] = np.arange(start + n_rows - other, start + n_rows)
+            n_runs, n_others, start = n_runs + whole, n_others + other, start + n_rows
+        return order
 
     def runs(self, batch: int, lanes: Iterable[int]) -> Iterator[Run]:
         """What the lanes read from a batch on, in the order in which batches need it."""

@@ -5,8 +5,9 @@ once more; then the file may have been re-written by another tool: it is decoded
 match.
 """
 
+import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,30 +20,25 @@ from sae.store.artefacts.record import AGAIN
 from sae.store.part.encoding import decode, stored_dtype
 from sae.store.part.writer import IDENTITY
 from sae.store.reading.rewritten import decode_identity, decode_vectors
-from sae.store.snapshots.snapshot import Snapshot, SnapshotPart, read_snapshot
+from sae.store.snapshots.snapshot import Snapshot, SnapshotPart
 from sae.store.storage.filesystem import Storage
-from sae.store.storage.ranges import Range, open_ranges
-from sae.store.threads import in_order
-
-__all__ = ["RowBlock", "RowGroupReader", "iter_rows", "read_snapshot"]
+from sae.store.storage.ranges import AHEAD, Range, open_ranges
 
 logger = logging.getLogger(__name__)
 
-READ_AHEAD = 2
-"""Row groups that iter_rows reads in advance on S3: one is on its way while another waits."""
+PIECE_BYTES = 1 << 20
+"""What is read from a local file at once: it is hashed, and moved on, while it is in a core's own cache."""
 
 
-class RowBlock(NamedTuple):
-    """Rows of one row group, in file order. `act` is a view of a buffer that the next block overwrites."""
+class Piece(NamedTuple):
+    """Vectors that lie side by side in one row group."""
 
-    act: np.ndarray
-    """[rows, d_in] float16 or float32: as stored where that is plain, else decoded to float32."""
-    seq: np.ndarray
-    """Context of every row. [rows] int32"""
-    pos: np.ndarray
-    """Position in the context. [rows] int32"""
-    token: np.ndarray
-    """Token id, -1 where there is no text. [rows] int32"""
+    place: int
+    """Which of the row groups that were asked for."""
+    first: int
+    """Number in the row group of the first row."""
+    rows: np.ndarray
+    """As stored, in memory that the next piece overwrites. [rows, d_in]"""
 
 
 class RowGroupReader:
@@ -51,6 +47,7 @@ class RowGroupReader:
     def __init__(self, storage: Storage, snapshot: Snapshot) -> None:
         self._storage, self._snapshot = storage, snapshot
         self._ranges = open_ranges(storage)
+        self._row_bytes = snapshot.d_in * stored_dtype(snapshot.dtype).itemsize
         self._rewritten: set[int] = set()
 
     @property
@@ -74,7 +71,66 @@ class RowGroupReader:
         Raises: DamagedError naming file, row group and offset when neither the raw page, read twice, nor the decoded
             column has the recorded hash; TransientError when the file cannot be read just now.
         """
-        self._read([self._vectors(part, group, out)])
+        wanted = self._vectors(part, group, out)
+        if not self._storage.is_local:
+            self._read([wanted])
+            return
+        step = self.piece_rows()
+        try:
+            for _ in self._iter_raw(wanted, (out[first : first + step] for first in range(0, len(out), step))):
+                pass
+        except _NotAsRecorded:
+            self._read([wanted])
+
+    def piece_rows(self, multiple: int = 1) -> int:
+        """How many rows to read at once from a local file: about PIECE_BYTES, and a multiple of a number of rows."""
+        return max(1, PIECE_BYTES // (self._row_bytes * multiple)) * multiple
+
+    def iter_pieces(self, places: Sequence[tuple[int, int]], buffer: np.ndarray) -> Iterator[Piece]:
+        """Vectors of many row groups (part, group), in order.
+
+        A local file is read a buffer full at a time, and that is given out before the whole row group is checked: the
+        row group comes again, whole, if it was wrong. Elsewhere row groups come whole, and as many as the buffer holds
+        are in flight at once.
+
+        Args:
+            buffer: of the stored dtype; unless the root is local, for the largest row group at least. [rows, d_in]
+
+        Raises: as read_into.
+        """
+        if not self._storage.is_local:
+            yield from self._iter_whole(places, buffer)
+            return
+        for index, (part, group) in enumerate(places):
+            for later in places[index + 1 if index else 0 : index + 1 + AHEAD]:
+                self._announce(*later)
+            n_rows, first = int(self._snapshot.group_rows(part)[group]), 0
+            cut = (buffer[: min(len(buffer), n_rows - start)] for start in range(0, n_rows, len(buffer)))
+            try:
+                for rows in self._iter_raw(self._vectors(part, group, buffer[:0]), cut):
+                    yield Piece(index, first, rows)
+                    first += len(rows)
+            except _NotAsRecorded:
+                whole = np.empty((n_rows, *buffer.shape[1:]), buffer.dtype)
+                self._read([self._vectors(part, group, whole)])
+                yield Piece(index, 0, whole)
+
+    def _iter_whole(self, places: Sequence[tuple[int, int]], buffer: np.ndarray) -> Iterator[Piece]:
+        flight: list[tuple[int, np.ndarray]] = []
+        end = 0
+        for index, (part, group) in enumerate(places):
+            n_rows = int(self._snapshot.group_rows(part)[group])
+            if end + n_rows > len(buffer):
+                yield from self._land(places, flight)
+                flight, end = [], 0
+            flight.append((index, buffer[end : end + n_rows]))
+            end += n_rows
+        yield from self._land(places, flight)
+
+    def _land(self, places: Sequence[tuple[int, int]], flight: Sequence[tuple[int, np.ndarray]]) -> Iterator[Piece]:
+        self.read_many([(*places[index], rows) for index, rows in flight])
+        for index, rows in flight:
+            yield Piece(index, 0, rows)
 
     def read_act(self, part: int, group: int) -> np.ndarray:
         """The activations of one row group. [n_rows, d_in] float16 or float32, as RowBlock.act
@@ -133,7 +189,8 @@ class RowGroupReader:
         raw = [one for one in wanted if one.part not in self._rewritten]
         decoded = [one for one in wanted if one.part in self._rewritten]
         for _ in range(2):
-            filled = self._fetch(raw) if raw else []
+            ranges = [Range(self._snapshot.parts[one.part].path, one.offset, one.buffer) for one in raw]
+            filled = self._fetch([one.part for one in raw], ranges) if raw else []
             raw = [one for one, is_full in zip(raw, filled, strict=True) if not (is_full and one.has_arrived())]
         for one in raw + decoded:
             values = one.decode(self._storage, self._snapshot.parts[one.part], one.group)
@@ -143,14 +200,34 @@ class RowGroupReader:
                 raise self._damaged(one)
             self._note_rewritten(one.part)
 
-    def _fetch(self, wanted: Sequence["_Wanted"]) -> list[bool]:
-        """Fill the buffers with the bytes at the recorded offsets. Returns: False where the file ends before."""
-        paths = {one.part: self._snapshot.parts[one.part].path for one in wanted}
+    def _iter_raw(self, wanted: "_Wanted", pieces: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Fill pieces, one after the other, with the raw bytes of a row group. Raises: _NotAsRecorded, at the end."""
+        if wanted.part in self._rewritten:
+            raise _NotAsRecorded
+        path, offset, found = self._snapshot.parts[wanted.part].path, wanted.offset, xxhash.xxh3_64()
+        for piece in pieces:
+            data = _bytes(piece)
+            if not all(self._fetch([wanted.part], [Range(path, offset, data)])):
+                raise _NotAsRecorded
+            found.update(data)
+            offset += len(data)
+            yield piece
+        if found.hexdigest() != wanted.xxh3:
+            raise _NotAsRecorded
+
+    def _announce(self, part: int, group: int) -> None:
+        wanted = self._vectors(part, group, np.empty(0, np.uint8))
+        n_bytes = int(self._snapshot.group_rows(part)[group]) * self._row_bytes
+        with contextlib.suppress(StoreError):  # it will be raised in its place
+            self._ranges.announce(self._snapshot.parts[part].path, wanted.offset, n_bytes)
+
+    def _fetch(self, parts: Sequence[int], ranges: Sequence[Range]) -> list[bool]:
+        """Fill the buffers of ranges of these parts. Returns: False where the file ends before."""
         try:
-            return self._ranges.read([Range(paths[one.part], one.offset, one.buffer) for one in wanted])
+            return self._ranges.read(ranges)
         except StoreError:
-            for part, path in paths.items():
-                if not self._storage.exists(path):
+            for part, wanted in zip(parts, ranges, strict=True):
+                if not self._storage.exists(wanted.path):
                     raise self._missing(part) from None
             raise
 
@@ -179,6 +256,10 @@ class RowGroupReader:
             self._rewritten.add(part)
             uri = self._storage.uri(self._snapshot.parts[part].path)
             logger.warning("%s: re-written by another tool; decoded, slower than a raw read", uri)
+
+
+class _NotAsRecorded(Exception):
+    """Raw bytes do not have their recorded hash: they are read again, and then decoded."""
 
 
 @dataclass
@@ -213,50 +294,3 @@ class _Wanted:
 
 def _bytes(values: np.ndarray) -> memoryview:
     return values.reshape(-1).view(np.uint8).data
-
-
-def iter_rows(storage: Storage, snapshot: Snapshot, parts: Sequence[int] | None = None) -> Iterator[RowBlock]:
-    """Every row once, in file order, one row group at a time: for evaluation and statistics.
-
-    On S3 the next READ_AHEAD row groups are read while the caller works on one.
-
-    Args:
-        parts: indices of parts in the snapshot; all by default.
-
-    Raises: DamagedError as RowGroupReader.read_into.
-    """
-    places = (
-        (part, group)
-        for part in (range(len(snapshot.parts)) if parts is None else parts)
-        for group in range(len(snapshot.group_rows(part)))
-    )
-    decoded = torch.empty(0)
-    reader = RowGroupReader(storage, snapshot)
-    try:
-        for part, act, identity in _iter_raw(reader, snapshot, places):
-            encoding = snapshot.parts[part].encoding
-            if not encoding.is_plain:
-                decoded = decoded if len(decoded) >= len(act) else torch.empty(act.shape)
-                act = decode(torch.from_numpy(act), encoding, decoded[: len(act)]).numpy()
-            yield RowBlock(act, *identity)
-    finally:
-        reader.close()
-
-
-def _iter_raw(
-    reader: RowGroupReader, snapshot: Snapshot, places: Iterator[tuple[int, int]]
-) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Part, stored vectors and identity of these row groups, in order. The vectors' buffers take turns."""
-    n_ahead = READ_AHEAD if reader.is_remote else 0
-    largest = int(snapshot.group_rows_flat.max(initial=0))
-    buffers = np.empty((n_ahead + 1, largest, snapshot.d_in), stored_dtype(snapshot.dtype))
-
-    def read(numbered: tuple[int, tuple[int, int]]) -> tuple[int, np.ndarray, np.ndarray]:
-        index, (part, group) = numbered
-        act = buffers[index % len(buffers), : snapshot.group_rows(part)[group]]
-        return part, act, reader.read_block(part, group, act)
-
-    if n_ahead == 0:
-        yield from map(read, enumerate(places))
-    else:
-        yield from in_order(read, enumerate(places), n_ahead, "read-ahead", at_once=len(buffers))

@@ -1,7 +1,8 @@
 """Windows of the shuffled order in memory: those in use and the next few, read by threads of their own.
 
-A row group is read into a buffer and scattered from there to its rows' places in the permuted window. So what a batch
-takes of a window lies side by side, drawing it is one plain copy, and the shuffle costs the caller nothing.
+A row group is read piece by piece, and each piece is hashed and scattered to its rows' places in the permuted window
+while it is in the processor's caches. So what a batch takes of a window lies side by side, drawing it is one plain
+copy, and the shuffle costs the caller nothing.
 """
 
 import queue
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sae.errors import StopRequested
-from sae.store.part.encoding import Decoder, stored_dtype
+from sae.store.part.encoding import Decoder, as_values, stored_dtype
 from sae.store.reading.order import Epoch, Run, Window
 from sae.store.reading.reader import RowGroupReader
 from sae.store.snapshots.snapshot import Snapshot
@@ -25,8 +26,8 @@ from sae.store.storage.filesystem import Storage
 
 WINDOWS_AHEAD = 2
 """Windows read before they are needed, each by a thread of its own."""
-GROUPS_AT_ONCE = {True: 1, False: 8}
-"""Row groups that a thread asks for at once, by whether the root is local."""
+GROUPS_AT_ONCE = 8
+"""Row groups that a thread asks for at once where the root is not local."""
 
 VALUES_AT_ONCE = (1 << 15) - 1
 """Values decoded at once on the CPU. torch divides what is larger over its threads, and these wait for each other,
@@ -55,6 +56,11 @@ class HeldWindow:
     def decode(self, start: int, stop: int, out: Tensor) -> None:
         """Rows at positions [start, stop) as float32, to the device. out: [stop - start, d_in] float32"""
         rows = self.rows.result()
+        if rows.decoder.is_plain and not out.is_cuda:
+            step = len(out) if torch.get_num_threads() == 1 else max(1, VALUES_AT_ONCE // out.shape[1])
+            # One call: the threads that read hold the interpreter's lock in turn, and every call would wait for it.
+            torch._foreach_copy_(out.split(step), as_values(rows.stored[start:stop]).split(step))
+            return
         step = len(out) if out.is_cuda else max(1, VALUES_AT_ONCE // out.shape[1])
         for first in range(0, len(out), step):
             some = slice(start + first, min(start + first + step, stop))
@@ -68,12 +74,13 @@ class ReadAhead:
     """Hands out the windows of a sequence of runs, in that order, and reads the next ones meanwhile.
 
     Serves one thread. Memory: the windows that are taken and not given back, WINDOWS_AHEAD more, and for each of as
-    many threads the row groups that it asks for at once.
+    many threads a piece, or the row groups that it asks for at once.
 
     Args:
         runs: what is needed, each with its epoch; may be endless.
         window_groups: row groups of a window.
         group_rows: rows of the largest row group.
+        run_rows: rows that stay together when a window is permuted.
         device: where the rows are decoded. For a GPU the windows are page-locked: it copies from them by itself.
     """
 
@@ -85,6 +92,7 @@ class ReadAhead:
         *,
         window_groups: int,
         group_rows: int,
+        run_rows: int,
         device: torch.device,
     ) -> None:
         self.waited_seconds = 0.0
@@ -100,9 +108,12 @@ class ReadAhead:
         self._threads = ThreadPoolExecutor(WINDOWS_AHEAD, thread_name_prefix="loader")
         self._reader = RowGroupReader(storage, snapshot)
         self._buffers: queue.SimpleQueue[np.ndarray] = queue.SimpleQueue()
-        at_once = min(window_groups, GROUPS_AT_ONCE[storage.is_local])
+        if storage.is_local:
+            buffer_rows = min(group_rows, self._reader.piece_rows(multiple=run_rows))
+        else:
+            buffer_rows = min(window_groups, GROUPS_AT_ONCE) * group_rows
         for _ in range(WINDOWS_AHEAD):
-            self._buffers.put(np.empty((at_once, group_rows, snapshot.d_in), dtype))
+            self._buffers.put(np.empty((buffer_rows, snapshot.d_in), dtype))
 
     def take(self) -> tuple[Run, HeldWindow]:
         """The next run, and its window to be given back.
@@ -161,38 +172,39 @@ class ReadAhead:
             held.copied.synchronize()
             held.copied = None
         window = epoch.window(run.stream, run.window)
-        place = np.empty(window.n_rows, np.int64)
-        place[epoch.window_order(window)] = np.arange(window.n_rows)
+        to, run_rows = epoch.permuted(window), epoch.run_rows
         memory = held.memory[: window.n_rows * self._row_bytes]
         # numpy moves an item of any size at once, but the values of a row one by one.
-        row = np.dtype((np.void, self._row_bytes))
-        target = memory.numpy().view(row)
-        buffers = self._buffers.get()
+        row, rows_together = np.dtype((np.void, self._row_bytes)), np.dtype((np.void, self._row_bytes * run_rows))
+        to_run = memory.numpy()[: len(to.runs) * rows_together.itemsize].view(rows_together)
+        to_row = memory.numpy().view(row)
+        # Runs, and other rows, before each row group.
+        runs_before, others_before = (np.append(0, np.cumsum(n)) for n in np.divmod(window.rows, run_rows))
+        buffer = self._buffers.get()
         try:
-            done = 0
-            for first in range(0, len(window.rows), len(buffers)):
+            for index, first, rows in self._reader.iter_pieces(window.places, buffer):
                 if self._stopping.is_set():
                     raise StopRequested("the loader is being closed")
-                wanted = [
-                    (int(window.parts[first + i]), int(window.groups[first + i]), buffer[: window.rows[first + i]])
-                    for i, buffer in enumerate(buffers[: len(window.rows) - first])
-                ]
-                self._reader.read_many(wanted)
-                for _, _, rows in wanted:
-                    target[place[done : done + len(rows)]] = rows.view(row)[:, 0]
-                    done += len(rows)
+                n_runs, n_others = divmod(len(rows), run_rows)
+                if n_runs:
+                    start = runs_before[index] + first // run_rows
+                    together = rows[: n_runs * run_rows].reshape(n_runs, -1).view(rows_together)
+                    to_run[to.runs[start : start + n_runs]] = together[:, 0]
+                if n_others:  # at the end of the row group
+                    start = others_before[index]
+                    others = rows[n_runs * run_rows :].view(row)
+                    to_row[to.others[start : start + n_others]] = others[:, 0]
         finally:
-            self._buffers.put(buffers)
-        stored = memory.view(torch.from_numpy(buffers[:0]).dtype).view(window.n_rows, self._snapshot.d_in)
-        return _Rows(stored, *self._decoding(window, place))
+            self._buffers.put(buffer)
+        stored = memory.view(torch.from_numpy(buffer[:0]).dtype).view(window.n_rows, self._snapshot.d_in)
+        return _Rows(stored, *self._decoding(epoch, window))
 
-    def _decoding(self, window: Window, place: np.ndarray) -> tuple[Tensor | None, Decoder]:
+    def _decoding(self, epoch: Epoch, window: Window) -> tuple[Tensor | None, Decoder]:
         """What decodes a window's rows, and which of its encodings each has, where they differ."""
         parts, index = np.unique(window.parts, return_inverse=True)
         encodings = [self._snapshot.parts[part].encoding for part in parts.tolist()]
         decoder = Decoder(encodings, self._snapshot.d_in, self._device)
         if decoder.is_same:
             return None, decoder
-        of_row = np.empty(window.n_rows, np.int16)
-        of_row[place] = np.repeat(index, window.rows)
+        of_row = np.repeat(index.astype(np.int16), window.rows)[epoch.window_order(window)]
         return torch.from_numpy(of_row), decoder

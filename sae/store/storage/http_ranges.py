@@ -60,6 +60,9 @@ class HttpRanges:
             raise error
         return [all(future.result() for future in one) for one in futures]
 
+    def announce(self, path: str, offset: int, n_bytes: int) -> None:
+        """As RangeReader.announce: nothing is gained."""
+
     def close(self) -> None:
         """As RangeReader.close."""
         self._threads.shutdown()

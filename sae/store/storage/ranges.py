@@ -49,6 +49,10 @@ class RangeReader(Protocol):
         """
         ...
 
+    def announce(self, path: str, offset: int, n_bytes: int) -> None:
+        """Say what will be read soon, so that a disk can begin."""
+        ...
+
     def close(self) -> None:
         """Close files and connections. Reads under way are finished first."""
         ...
@@ -81,7 +85,7 @@ class LocalRanges:
         for index, wanted in enumerate(ranges):
             first = index + AHEAD if index else 1
             for later in ranges[first : index + AHEAD + 1]:
-                self._announce(later)
+                self.announce(later.path, later.offset, len(later.buffer))
             filled.append(self._fill(wanted))
         return filled
 
@@ -90,11 +94,12 @@ class LocalRanges:
         with self._lock:
             self._files.clear()
 
-    def _announce(self, wanted: Range) -> None:
-        file = self._open(wanted.path)
+    def announce(self, path: str, offset: int, n_bytes: int) -> None:
+        """As RangeReader.announce."""
+        file = self._open(path)
         if hasattr(os, "posix_fadvise"):  # not on macOS
             with contextlib.suppress(OSError):  # a hint, no more
-                os.posix_fadvise(file.descriptor, wanted.offset, len(wanted.buffer), os.POSIX_FADV_WILLNEED)
+                os.posix_fadvise(file.descriptor, offset, n_bytes, os.POSIX_FADV_WILLNEED)
 
     def _fill(self, wanted: Range) -> bool:
         file, buffer, done = self._open(wanted.path), wanted.buffer, 0
@@ -148,6 +153,9 @@ class StoredRanges:
     def read(self, ranges: Sequence[Range]) -> list[bool]:
         """As RangeReader.read."""
         return [copy_range(self._storage, wanted) for wanted in ranges]
+
+    def announce(self, path: str, offset: int, n_bytes: int) -> None:
+        """As RangeReader.announce: nothing is gained."""
 
     def close(self) -> None:
         """As RangeReader.close."""

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from sae.errors import ConfigError, InputError, StoreError
 from sae.memory import readable
 from sae.progress import Progress, silent
-from sae.store.reading.reader import RowBlock, iter_rows
+from sae.store.reading.blocks import RowBlock, iter_rows
 from sae.store.snapshots.snapshot import Snapshot
 from sae.store.storage import local
 from sae.store.storage.filesystem import Storage

@@ -14,7 +14,7 @@ from sae.evaluate.controls import (
     principal_directions,
     random_directions,
 )
-from sae.store.reading.reader import read_snapshot
+from sae.store.snapshots.snapshot import read_snapshot
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_error_of_every_control_equals_a_plain_loop(given) -> None:
     storage, snapshot = given
     controls = make_controls(storage, snapshot, l0=2.0, d_sae=20, seed=3)
     found = measure_controls(storage, controls, snapshot, max_rows=1000, keep_rows=150)
-    from sae.store.reading.reader import iter_rows
+    from sae.store.reading.blocks import iter_rows
 
     x = np.concatenate([block.act.astype(np.float64) for block in iter_rows(storage, snapshot)])
     centred = x - x.mean(axis=0)

@@ -13,7 +13,7 @@ from sae.evaluate.config import Concept, EvaluationConfig, EvaluationSpec, Repli
 from sae.evaluate.evaluate import evaluate_sae
 from sae.evaluate.known_answers import rows_in_source_order
 from sae.store.artefacts import records
-from sae.store.reading.reader import read_snapshot
+from sae.store.snapshots.snapshot import read_snapshot
 from sae.store.storage.filesystem import Storage
 from sae.train.config import TrainConfig
 from sae.train.in_memory import train_replicates

@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 
 from sae.evaluate.rows import concatenate_texts, count_tokens, part_contexts, row_texts
-from sae.store.reading.reader import iter_rows, read_snapshot
+from sae.store.reading.blocks import iter_rows
+from sae.store.snapshots.snapshot import read_snapshot
 
 
 def test_texts_are_those_of_the_contexts(make_world) -> None:

@@ -11,7 +11,7 @@ from sae.extract.config import ArraySource, GivenPartsSpec, GivenSource, InlineS
 from sae.extract.given import import_activations, resolve_given_content
 from sae.store.artefacts.records import local_files, read_record
 from sae.store.part.writer import PartLayout
-from sae.store.reading.reader import iter_rows
+from sae.store.reading.blocks import iter_rows
 from sae.store.snapshots.snapshot import SnapshotSpec, commit_snapshot, read_snapshot
 from sae.store.storage.filesystem import Storage
 

@@ -30,7 +30,8 @@ from sae.store.artefacts.files import BLOCK_BYTES
 from sae.store.artefacts.records import commit, local_files, require_record, verify
 from sae.store.part.encoding import Dtype, Encoding
 from sae.store.part.writer import write_part
-from sae.store.reading.reader import RowGroupReader, iter_rows
+from sae.store.reading.blocks import iter_rows
+from sae.store.reading.reader import RowGroupReader
 from sae.store.snapshots.snapshot import Snapshot, SnapshotSpec, commit_snapshot, read_snapshot
 from sae.store.storage.filesystem import Storage
 from tests.conftest import write_snapshot

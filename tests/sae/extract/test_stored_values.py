@@ -13,7 +13,7 @@ from sae.extract.filters import fill_gaps, norm_limit
 from sae.extract.part import extract_part, extract_parts, plan_parts
 from sae.store.artefacts.records import Record, read_record
 from sae.store.part.writer import PartLayout
-from sae.store.reading.reader import iter_rows
+from sae.store.reading.blocks import iter_rows
 from sae.store.snapshots.snapshot import SnapshotSpec, commit_snapshot, read_snapshot
 from sae.store.storage.filesystem import Storage
 from sae.store.text.contexts import read_contexts

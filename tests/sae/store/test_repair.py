@@ -24,9 +24,10 @@ from sae.store import layout
 from sae.store.artefacts import files
 from sae.store.artefacts.records import commit, is_intact, local_files, read_record, require_record, verify
 from sae.store.part.writer import PartLayout
+from sae.store.reading.blocks import iter_rows
 from sae.store.reading.loader import open_loader
-from sae.store.reading.order import ShuffleConfig
-from sae.store.reading.reader import iter_rows, read_snapshot
+from sae.store.reading.shuffle import ShuffleConfig
+from sae.store.snapshots.snapshot import read_snapshot
 from sae.store.storage.filesystem import Storage
 from sae.store.text.contexts import read_contexts, read_document_names
 from sae.subject.load import load_subject, load_tokenizer

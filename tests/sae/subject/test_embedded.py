@@ -9,9 +9,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sae.errors import InputError, StopRequested, TrainingError
 from sae.extract.config import TokensSpec
+from sae.philox import philox
 from sae.store import layout
 from sae.store.artefacts.records import commit, local_files, read_record
-from sae.store.reading.order import philox
 from sae.store.storage.filesystem import Storage
 from sae.store.text.contexts import Contexts, write_contexts
 from sae.subject.baselines import ngram_losses

@@ -11,8 +11,8 @@ from sae.errors import ConfigError, StopRequested, StoreError, TrainingError
 from sae.metrics import ReconstructionSums
 from sae.store import layout
 from sae.store.artefacts.records import Record, local_files, read_record
-from sae.store.reading.reader import iter_rows, read_snapshot
-from sae.store.snapshots.snapshot import Snapshot
+from sae.store.reading.blocks import iter_rows
+from sae.store.snapshots.snapshot import Snapshot, read_snapshot
 from sae.store.storage.filesystem import Storage
 from sae.train.config import SAESpec, TrainConfig
 from sae.train.curve import COLUMNS

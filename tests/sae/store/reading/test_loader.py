@@ -1,23 +1,35 @@
 """Batches come in the order's order, from any cursor, with any sizes, divided over any number of ranks."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sae.errors import ConfigError, DamagedError, StopRequested, TransientError
+from sae.store.reading import reader, shuffle
 from sae.store.reading.loader import Loader, open_loader
-from sae.store.reading.order import Cursor, Epoch, RowGroups, ShuffleConfig
-from sae.store.reading.reader import RowGroupReader
+from sae.store.reading.order import Cursor, Epoch
+from sae.store.reading.reader import Piece, RowGroupReader
+from sae.store.reading.shuffle import RowGroups, ShuffleConfig
 from sae.store.reading.windows import ReadAhead
 from sae.store.storage.filesystem import Storage
 from tests.conftest import MakeSnapshot
 
-Requests = Sequence[tuple[int, int, np.ndarray]]
+Places = Sequence[tuple[int, int]]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_stores_are_like_large_ones() -> Iterator[None]:
+    """Row groups of several pieces, and runs of several rows."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shuffle, "RUNS_PER_SHARE", 1)
+        patch.setattr(reader, "PIECE_BYTES", 64)
+        yield
 
 
 def numbered_parts(sizes: list[int], d_in: int = 3) -> list[np.ndarray]:
@@ -166,13 +178,23 @@ def test_loader_takes_the_rows_that_the_order_names(storage: Storage, make_snaps
                 for part, group, n in zip(window.parts, window.groups, window.rows, strict=True)
                 for row in range(n)
             ]
-            order = epoch.window_order(window)
-            rows += [inside[i] for i in order[run.offset : run.offset + run.n_rows]]
+            within = epoch.window_order(window)[run.offset : run.offset + run.n_rows]
+            rows += [inside[i] for i in within]
         for batch, taken in enumerate(expected):
             count = epoch.lanes.rows_in_batch(lane, batch)
             taken += rows[:count]
             del rows[:count]
     assert read(open_loader(storage, snapshot, 24, 5), epoch.lanes.n_batches) == expected
+
+
+def test_a_part_that_another_tool_has_rewritten_comes_in_the_same_batches(
+    storage: Storage, make_snapshot: MakeSnapshot
+) -> None:
+    snapshot = make_snapshot(storage, numbered_parts([100, 80, 33]), row_group_rows=16)
+    expected = read(open_loader(storage, snapshot, 24, 5), 20)
+    path = storage.full(snapshot.parts[1].path)
+    pq.write_table(pq.read_table(path), path, row_group_size=16, compression="zstd")
+    assert read(open_loader(storage, snapshot, 24, 5), 20) == expected
 
 
 def test_a_batch_larger_than_the_data_is_refused(storage: Storage, make_snapshot: MakeSnapshot) -> None:
@@ -243,9 +265,9 @@ def test_rows_of_parts_with_different_encodings_are_decoded(
     parts = [rng.standard_normal((n, 5)).astype(np.float32) * 20_000 * 3**index for index, n in enumerate((90, 70, 81))]
     snapshot = make_snapshot(storage, parts, row_group_rows=16, dtype=dtype)
     assert dtype == "bfloat16" or len({part.layout.encoding for part in snapshot.parts}) == 3
-    reader = RowGroupReader(storage, snapshot)
-    stored = [reader.read_act(part, g) for part, groups in enumerate(snapshot.row_groups) for g in range(len(groups))]
-    reader.close()
+    row_groups = RowGroupReader(storage, snapshot)
+    stored = [row_groups.read_act(part, g) for part, sizes in enumerate(snapshot.row_groups) for g in range(len(sizes))]
+    row_groups.close()
     loader = open_loader(storage, snapshot, 20, 0, shuffle=ShuffleConfig(n_streams=2))
     batches = [next(loader).clone().numpy() for _ in range(loader.batches_per_epoch)]
     loader.close()
@@ -265,15 +287,18 @@ def test_closing_does_not_wait_for_whole_windows(
     storage: Storage, make_snapshot: MakeSnapshot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     snapshot = make_snapshot(storage, numbered_parts([400]), row_group_rows=2)
+    iter_pieces = RowGroupReader.iter_pieces
     reading, go_on, n_read = threading.Semaphore(0), threading.Event(), 0
 
-    def slow(self: RowGroupReader, requests: Requests) -> None:
+    def slow(self: RowGroupReader, places: Places, buffer: np.ndarray) -> Iterator[Piece]:
         nonlocal n_read
-        n_read += len(requests)
-        reading.release()
-        assert go_on.wait(30)
+        for piece in iter_pieces(self, places, buffer):
+            n_read += 1
+            reading.release()
+            assert go_on.wait(30)
+            yield piece
 
-    monkeypatch.setattr(RowGroupReader, "read_many", slow)
+    monkeypatch.setattr(RowGroupReader, "iter_pieces", slow)
     loader = open_loader(storage, snapshot, 8, 0, shuffle=ShuffleConfig(n_streams=1, window_row_groups=100))
 
     def call() -> None:
@@ -305,14 +330,15 @@ def test_an_error_in_what_is_read_ahead_comes_in_its_batch_and_the_cursor_stays_
     groups = RowGroups.of(snapshot.row_groups)
     first = first_batch_that_needs(1, 11, Epoch(groups, 16, 0, 0, shuffle.sizes(groups, 12)))
     assert first > 0
-    read_many = RowGroupReader.read_many
+    iter_pieces = RowGroupReader.iter_pieces
 
-    def failing(self: RowGroupReader, requests: Requests) -> None:
-        if any((part, group) == (1, 11) for part, group, _ in requests):
-            raise error
-        read_many(self, requests)
+    def failing(self: RowGroupReader, places: Places, buffer: np.ndarray) -> Iterator[Piece]:
+        for piece in iter_pieces(self, places, buffer):
+            if places[piece.place] == (1, 11):
+                raise error
+            yield piece
 
-    monkeypatch.setattr(RowGroupReader, "read_many", failing)
+    monkeypatch.setattr(RowGroupReader, "iter_pieces", failing)
     loader = open_loader(storage, snapshot, 16, 0, shuffle=shuffle)
     got = [numbers(next(loader)) for _ in range(first)]
     with pytest.raises(type(error)) as raised:
@@ -337,13 +363,13 @@ def test_waiting_for_rows_is_counted(
     storage: Storage, make_snapshot: MakeSnapshot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     snapshot = make_snapshot(storage, numbered_parts([64]), row_group_rows=8)
-    read_many, seconds = RowGroupReader.read_many, 0.05
+    iter_pieces, seconds = RowGroupReader.iter_pieces, 0.05
 
-    def slow(self: RowGroupReader, requests: Requests) -> None:
+    def slow(self: RowGroupReader, places: Places, buffer: np.ndarray) -> Iterator[Piece]:
         threading.Event().wait(seconds)
-        read_many(self, requests)
+        yield from iter_pieces(self, places, buffer)
 
-    monkeypatch.setattr(RowGroupReader, "read_many", slow)
+    monkeypatch.setattr(RowGroupReader, "iter_pieces", slow)
     loader = open_loader(storage, snapshot, 8, 0)
     assert loader.waited_seconds == 0
     next(loader)

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from sae.philox import philox
 from sae.store.reading.mixing import expected_variance
-from sae.store.reading.order import Epoch, RowGroups, ShuffleSizes, philox
+from sae.store.reading.order import Epoch
+from sae.store.reading.shuffle import RowGroups, ShuffleSizes
 
 
 def measured_variance(
@@ -50,6 +52,7 @@ def measured_variance(
         (ShuffleSizes(2, 64, 64), 6, 256, 64, 128, 32),  # everything fits into memory
         (ShuffleSizes(4, 32, 7), 24, 250, 32, 64, 25),  # parts end in a shorter row group, blocks are uneven
         (ShuffleSizes(4, 8, 5), 32, 64, 64, 64, 16),  # one row group in a part
+        (ShuffleSizes(1, 16, 16, run_rows=4), 24, 512, 32, 256, 32),  # runs of 4 rows
     ],
 )
 def test_expected_variance_is_what_an_order_gives(

@@ -2,13 +2,17 @@
 
 import itertools
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae.store.reading.order import Epoch, RowGroups, ShuffleConfig, ShuffleSizes, philox
+from sae.philox import philox
+from sae.store.reading import shuffle
+from sae.store.reading.order import Epoch
+from sae.store.reading.shuffle import RowGroups, ShuffleConfig, ShuffleSizes
 
 Row = tuple[int, int, int]
 """Part, row group, row in the group."""
@@ -20,7 +24,15 @@ shuffles = st.builds(
     n_streams=st.integers(1, 8),
     window_row_groups=st.integers(1, 16),
     block_parts=st.integers(1, 5),
+    run_rows=st.integers(1, 4),
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def runs_in_small_batches() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shuffle, "RUNS_PER_SHARE", 1)
+        yield
 
 
 def walk(
@@ -37,14 +49,28 @@ def walk(
 
     n_lanes = math.gcd(shuffle.n_streams, batch_rows)
     per_window = max(1, shuffle.window_row_groups // n_lanes)
+    run_rows = min(shuffle.run_rows, batch_rows // n_lanes)
     streams: list[list[Row]] = []
     for stream in range(n_lanes):
-        groups, rows, cut, take = sequence[stream::n_lanes], [], 0, math.ceil(per_window * (stream + 1) / n_lanes)
+        groups, rows, cut, take = (
+            sequence[stream::n_lanes],
+            list[Row](),
+            0,
+            math.ceil(per_window * (stream + 1) / n_lanes),
+        )
         for window in itertools.count():
-            inside = [(part, g, row) for part, g in groups[cut : cut + take] for row in range(row_groups[part][g])]
-            if not inside:
+            if not groups[cut : cut + take]:
                 break
-            rows += [inside[i] for i in philox("window", seed, epoch, stream, window).permutation(len(inside))]
+            runs, others = [], []
+            for part, g in groups[cut : cut + take]:
+                inside = [(part, g, row) for row in range(row_groups[part][g])]
+                whole = len(inside) // run_rows * run_rows
+                runs += [inside[start : start + run_rows] for start in range(0, whole, run_rows)]
+                others += [[row] for row in inside[whole:]]
+            generator = philox("window", seed, epoch, stream, window)
+            for units in (runs, others):
+                places = generator.permutation(len(units)).tolist()
+                rows += [row for _, unit in sorted(zip(places, units, strict=True)) for row in unit]
             cut, take = cut + take, per_window
         streams.append(rows)
 
@@ -183,10 +209,16 @@ def test_an_epoch_of_a_million_parts_opens_and_seeks() -> None:
 
 def test_memory_and_blocks_are_sized_in_bytes_unless_told() -> None:
     laptop = RowGroups.of([[4096] * 16] * 3)
-    assert ShuffleConfig().sizes(laptop, 1024) == ShuffleSizes(8, 512, 1024)  # row groups of 4 MiB, parts of 64 MiB
-    assert ShuffleConfig().sizes(laptop, 8 * 1024) == ShuffleSizes(8, 64, 128)
+    assert ShuffleConfig().sizes(laptop, 1024) == ShuffleSizes(8, 512, 1024, 8)  # row groups of 4 MiB, parts of 64 MiB
+    assert ShuffleConfig().sizes(laptop, 8 * 1024) == ShuffleSizes(8, 64, 128, 1)
     told = ShuffleConfig(n_streams=4, window_row_groups=3, block_parts=2)
-    assert told.sizes(laptop, 1024) == ShuffleSizes(4, 3, 2)
+    assert told.sizes(laptop, 1024) == ShuffleSizes(4, 3, 2, 8)
+
+
+def test_runs_are_shorter_where_a_batch_takes_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shuffle, "RUNS_PER_SHARE", 64)
+    sizes = ShuffleSizes(8, 512, 1024, run_rows=8)
+    assert [sizes.rows_per_run(batch) for batch in (8, 512, 1024, 2048, 4096, 1 << 16)] == [1, 1, 2, 4, 8, 8]
 
 
 def test_philox_streams_differ_by_purpose_and_key() -> None:

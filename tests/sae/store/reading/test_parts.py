@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from sae.errors import DamagedError, StoreError, TransientError
 from sae.store.part.encoding import Dtype, decode, encode, stored_dtype
-from sae.store.reading.reader import RowGroupReader, iter_rows
+from sae.store.reading.blocks import iter_rows
+from sae.store.reading.reader import RowGroupReader
 from sae.store.storage.filesystem import Storage
 from tests.conftest import MakeSnapshot
 

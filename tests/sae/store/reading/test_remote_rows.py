@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from sae.errors import DamagedError
+from sae.store.reading.blocks import READ_AHEAD, iter_rows
 from sae.store.reading.loader import open_loader
-from sae.store.reading.reader import READ_AHEAD, RowGroupReader, iter_rows
+from sae.store.reading.reader import RowGroupReader
 from sae.store.snapshots.snapshot import Snapshot
 from sae.store.storage.filesystem import Storage
 from tests.conftest import MakeSnapshot

@@ -19,7 +19,7 @@ from sae.store.artefacts.record import encode as encode_record
 from sae.store.artefacts.records import require_record
 from sae.store.part.encoding import Dtype, Encoding, encode
 from sae.store.part.writer import PartLayout
-from sae.store.reading.reader import iter_rows
+from sae.store.reading.blocks import iter_rows
 from sae.store.snapshots import part_sets, part_table_file
 from sae.store.snapshots.moments import decode_vector, merge_sums
 from sae.store.snapshots.part_table import PartTable, joined, table_of

@@ -14,7 +14,7 @@ import safetensors.numpy
 
 from sae.errors import ConfigError, DamagedError, InputError
 from sae.store.part.encoding import Dtype
-from sae.store.reading.reader import RowBlock, iter_rows
+from sae.store.reading.blocks import RowBlock, iter_rows
 from sae.store.snapshots.snapshot import Snapshot
 from sae.store.storage.filesystem import Storage
 from sae.store.upkeep import export
