@@ -14,7 +14,10 @@ from dataclasses import dataclass, fields
 from sae.extract.part_group import MAX_UNITS
 from sae.store.reading.mixing import expected_variance
 from sae.store.reading.shuffle import RowGroups, ShuffleConfig
+from sae.store.reading.windows import GROUPS_AT_ONCE
 from sae.store.snapshots.part_sets import groups_of
+from sae.store.storage.http_ranges import N_STREAMS
+from sae.store.storage.ranges import PIECE_BYTES
 from sae.store.storage.s3 import UPLOAD_BYTES
 
 GIB, MIB = 1 << 30, 1 << 20
@@ -100,8 +103,11 @@ def figures(store: Store, world: World) -> list[tuple[str, str]]:
     group_bytes = group_rows * row_bytes
     train_rows = world.train_rows_per_second * store.trainers
     read_bytes = train_rows * row_bytes
+    # A loader has several row groups in flight, and divides them so that all its streams are busy.
+    piece_bytes = max(GROUPS_AT_ONCE * group_bytes / N_STREAMS, PIECE_BYTES)
+    n_gets = n_groups * math.ceil(group_bytes / piece_bytes)
     # n streams carry n * s / (latency + s / r) bytes a second in ranges of s bytes.
-    streams = world.train_rows_per_second * row_bytes * (world.latency / group_bytes + 1 / world.stream_bytes)
+    streams = world.train_rows_per_second * row_bytes * (world.latency / piece_bytes + 1 / world.stream_bytes)
     sizes = ShuffleConfig().sizes(RowGroups.of([[group_rows] * per_part]), row_bytes)
     variance = expected_variance(
         sizes,
@@ -127,7 +133,7 @@ def figures(store: Store, world: World) -> list[tuple[str, str]]:
         ),
         ("time of a task", _duration(part_seconds * per_task)),
         ("**failures**", ""),
-        ("requests tried again", f"{(puts + n_groups) * world.request_failures:,.0f}"),
+        ("requests tried again", f"{(puts + n_gets) * world.request_failures:,.0f}"),
         ("workers lost, work lost", f"{lost:.2g}, {_duration(lost * part_seconds / 2)}"),
         ("tasks that use up their retries", f"{exhausted:.1g}"),
         ("**resume and snapshot**", ""),
@@ -143,7 +149,7 @@ def figures(store: Store, world: World) -> list[tuple[str, str]]:
         ("**training, one epoch**", ""),
         ("trainers, reading", f"{store.trainers}, {read_bytes / 1e9:.2f} GB/s, {_duration(rows / train_rows)}"),
         ("ranges in flight of each", f"{math.ceil(streams)}"),
-        ("requests that read", f"{n_groups:.3g}, ${n_groups / 1000 * world.get_dollars:,.2f}"),
+        ("requests that read", f"{n_gets:.3g}, ${n_gets / 1000 * world.get_dollars:,.2f}"),
         ("variance of batch means over iid", f"{variance:.3f}"),
         ("row groups in memory, parts mixed", f"{sizes.window_row_groups}, {sizes.block_parts}"),
     ]

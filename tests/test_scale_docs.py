@@ -29,4 +29,4 @@ def test_what_a_store_of_eight_parts_takes(script: dict[str, Any]) -> None:
     assert found["requests that write"] == "280, $0.00"  # per part 32 pieces, begin, end and the record
     assert found["Prefect tasks"].startswith("8 of 1 part")
     assert found["listing"].startswith("1 page")
-    assert found["requests that read"] == "256, $0.00"
+    assert found["requests that read"] == "1.02e+03, $0.00"  # each in 4 pieces of 8 MiB
