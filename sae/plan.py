@@ -352,7 +352,7 @@ def _report_spec(plan: Plan, control: Plan | None) -> ReportSpec:
 def _display_name(config: TrainConfig, saes: tuple[SAESpec, ...]) -> str:
     """What tells this SAE from its siblings: `topk-2048-k24`, with hook point and seed where those differ."""
     sae = config.sae
-    sparsity = f"k{sae.k}" if sae.architecture == "topk" else f"l1-{sae.l1_coefficient:g}"
+    sparsity = f"l1-{sae.l1_coefficient:g}" if sae.architecture == "standard" else f"k{sae.k}"
     name = f"{sae.architecture}-{sae.d_sae}-{sparsity}"
     if len({spec.config.hook_point for spec in saes}) > 1:
         name = f"{config.hook_point}-{name}"

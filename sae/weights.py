@@ -1,8 +1,9 @@
 """An SAE as a folder: `sae.safetensors` and `cfg.json`. Loading needs no training code.
 
 Tensors and keys are those of SAELens: W_enc [d_in, d_sae] (transposed here and nowhere else), W_dec [d_sae, d_in],
-b_enc [d_sae], b_dec [d_in]. The weights take the model's own activations: whatever scale the training used is folded
-in, and `normalize_activations` is "none". Equal weights give equal bytes.
+b_enc [d_sae], b_dec [d_in]. BatchTopK is written as what it is at inference, a "jumprelu" with the same threshold
+[d_sae] for every latent. The weights take the model's own activations: whatever scale the training used is folded in,
+and `normalize_activations` is "none". Equal weights give equal bytes.
 """
 
 import json
@@ -13,8 +14,10 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from sae.architectures import SAE, SAEConfig, build_sae
+from sae.architectures import SAE, SAEConfig, TopKConfig, build_sae
+from sae.architectures.batch_topk import BatchTopKSAE
 from sae.errors import StoreError
 
 WEIGHTS_FILE = "sae.safetensors"
@@ -22,6 +25,8 @@ CONFIG_FILE = "cfg.json"
 SAELENS_VERSION = "6.0.0"
 """The cfg.json layout written. SAELens converts what does not name a version >= 6.0.0-rc.0."""
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_SAELENS_NAMES = {"batch_topk": "jumprelu"}
+"""Architecture -> SAELens's name for its inference rule, where the two differ."""
 
 _SAE_CONFIG: TypeAdapter[SAEConfig] = TypeAdapter(SAEConfig)
 
@@ -62,8 +67,10 @@ def save_sae(sae: SAE, folder: Path, metadata: dict[str, Any] | None = None) -> 
         "b_enc": sae.b_enc.detach().contiguous().cpu(),
         "b_dec": sae.b_dec.detach().contiguous().cpu(),
     }
+    if isinstance(sae, BatchTopKSAE):
+        tensors["threshold"] = sae.threshold.expand(sae.d_sae).contiguous().cpu()
     config = {
-        "architecture": sae.config.architecture,
+        "architecture": _SAELENS_NAMES.get(sae.config.architecture, sae.config.architecture),
         "d_in": sae.d_in,
         "d_sae": sae.d_sae,
         "dtype": str(sae.W_enc.dtype).removeprefix("torch."),
@@ -78,8 +85,8 @@ def save_sae(sae: SAE, folder: Path, metadata: dict[str, Any] | None = None) -> 
             **(metadata or {}),
         },
     }
-    if "k" in type(sae.config).model_fields:
-        config["k"] = sae.config.model_dump()["k"]
+    if isinstance(sae.config, TopKConfig):
+        config["k"] = sae.config.k
         config["rescale_acts_by_decoder_norm"] = False
     save_file(tensors, folder / WEIGHTS_FILE)
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
@@ -108,4 +115,15 @@ def load_sae(folder: Path, device: torch.device | str = "cpu") -> SAE:
                 f"found {None if found is None else tuple(found.shape)}. The two files do not belong together."
             )
         parameter.data.copy_(found)
+    if isinstance(sae, BatchTopKSAE):
+        sae.threshold.copy_(_one_threshold(tensors.get("threshold"), sae.d_sae, folder))
     return sae.to(device).requires_grad_(False)
+
+
+def _one_threshold(threshold: Tensor | None, d_sae: int, folder: Path) -> Tensor:
+    if threshold is None or threshold.shape != (d_sae,) or not bool((threshold == threshold[0]).all()):
+        raise StoreError(
+            f"{folder / WEIGHTS_FILE}: tensor threshold of a BatchTopK SAE should hold one number {d_sae} times, found "
+            f"{'none' if threshold is None else f'shape {tuple(threshold.shape)}, {threshold.unique().numel()} values'}"
+        )
+    return threshold[0]

@@ -1,13 +1,24 @@
 """The architectures: one paper, one file. A new one is a file, a line in the table and a member of `SAEConfig`."""
 
 from sae.architectures.base import SAE, SparseLatents
-from sae.architectures.config import SAEConfig, StandardConfig, TopKConfig
+from sae.architectures.batch_topk import BatchTopKSAE
+from sae.architectures.config import BatchTopKConfig, SAEConfig, StandardConfig, TopKConfig
 from sae.architectures.standard import StandardSAE
 from sae.architectures.topk import TopKSAE
 
-__all__ = ["ARCHITECTURES", "SAE", "SAEConfig", "SparseLatents", "StandardConfig", "TopKConfig", "build_sae"]
+__all__ = [
+    "ARCHITECTURES",
+    "SAE",
+    "BatchTopKConfig",
+    "SAEConfig",
+    "SparseLatents",
+    "StandardConfig",
+    "TopKConfig",
+    "build_sae",
+]
 
 ARCHITECTURES: dict[str, type[SAE]] = {
+    "batch_topk": BatchTopKSAE,
     "standard": StandardSAE,
     "topk": TopKSAE,
 }

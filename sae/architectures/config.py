@@ -37,11 +37,33 @@ class TopKConfig(FrozenConfig):
 
     @model_validator(mode="after")
     def _k_fits(self) -> "TopKConfig":
-        if self.k > self.d_sae:
-            raise ValueError(f"k = {self.k} is larger than d_sae = {self.d_sae}")
-        if self.k_aux > max(self.d_sae, DEFAULT_K_AUX):
-            raise ValueError(f"k_aux = {self.k_aux} is larger than d_sae = {self.d_sae}")
+        _check_k(self.k, self.k_aux, self.d_sae)
         return self
 
 
-SAEConfig = Annotated[StandardConfig | TopKConfig, Field(discriminator="architecture")]
+class BatchTopKConfig(FrozenConfig):
+    """k latents per row on average over a batch (Bussmann et al. 2024, arXiv:2412.06410)."""
+
+    architecture: Literal["batch_topk"] = "batch_topk"
+    d_sae: int = Field(gt=0)
+    k: int = Field(gt=0)
+    """Positive latents per row, on average: in training over each batch, at inference over the rows on which the
+    threshold was calibrated."""
+    k_aux: int = Field(DEFAULT_K_AUX, ge=0)
+    """Dead latents that learn to predict the residual, if so many are dead; 0 turns AuxK off."""
+    auxk_coefficient: float = Field(1 / 32, ge=0)
+
+    @model_validator(mode="after")
+    def _k_fits(self) -> "BatchTopKConfig":
+        _check_k(self.k, self.k_aux, self.d_sae)
+        return self
+
+
+def _check_k(k: int, k_aux: int, d_sae: int) -> None:
+    if k > d_sae:
+        raise ValueError(f"k = {k} is larger than d_sae = {d_sae}")
+    if k_aux > max(d_sae, DEFAULT_K_AUX):
+        raise ValueError(f"k_aux = {k_aux} is larger than d_sae = {d_sae}")
+
+
+SAEConfig = Annotated[BatchTopKConfig | StandardConfig | TopKConfig, Field(discriminator="architecture")]

@@ -19,7 +19,7 @@ from sae.store.reading.blocks import iter_rows
 from sae.store.snapshots.snapshot import Snapshot
 from sae.store.storage.filesystem import Storage
 
-L0_RULES = {"topk": "topk", "standard": "relu"}
+L0_RULES = {"batch_topk": "threshold", "topk": "topk", "standard": "relu"}
 """Architecture -> the inference rule that its L0 belongs to, where the two have different names."""
 
 

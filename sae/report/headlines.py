@@ -11,7 +11,7 @@ from sae.report.numbers import NOT_AVAILABLE, decimal, interval, percent
 
 CONTROLS = {"neurons": "neurons", "pca": "PCA", "random": "random"}
 """Controls of the evaluation -> what they are called, in the order in which they are shown."""
-_RULES = {"topk": "the k largest", "relu": "all positive"}
+_RULES = {"topk": "the k largest", "relu": "all positive", "threshold": "above one threshold"}
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,9 @@ def step_of(value: float, maximum: float) -> int:
 
 
 def _architecture(cfg: dict[str, Any]) -> str:
-    name = cfg.get("architecture") or cfg.get("sae", {}).get("architecture") or "SAE"
+    # A BatchTopK SAE's cfg.json names its inference rule ("jumprelu") where SAELens looks, and itself in the metadata.
+    trained = cfg.get("metadata", {}).get("sae_config", {}).get("architecture")
+    name = trained or cfg.get("architecture") or cfg.get("sae", {}).get("architecture") or "SAE"
     return plain(str(name), 40)
 
 

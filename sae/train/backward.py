@@ -14,7 +14,7 @@ from torch import Tensor
 from sae.architectures import SAE
 from sae.architectures.standard import StandardSAE
 from sae.architectures.topk import TopKSAE
-from sae.train.losses import Losses, auxk_loss, fired_latents
+from sae.train.losses import Losses, auxk_loss, batch_topk_losses, fired_latents
 
 
 @torch.no_grad()
@@ -102,6 +102,15 @@ def topk_gradients(sae: SAE, x: Tensor, dead: Tensor | None, variance: float) ->
     )
 
 
+def batch_topk_gradients(sae: SAE, x: Tensor, dead: Tensor | None, variance: float) -> Losses:
+    """`batch_topk_losses`, differentiated automatically, with the gradient of every parameter left in it."""
+    sae.zero_grad(set_to_none=True)
+    with torch.enable_grad():
+        losses = batch_topk_losses(sae, x, dead, variance)
+        losses.total.backward()
+    return losses._replace(total=losses.total.detach())
+
+
 class _PairsByLatent:
     """The selected (row, latent) pairs of a batch, grouped by latent. latents: [batch, k]"""
 
@@ -132,6 +141,7 @@ def _encoder_gradients(sae: SAE, d_W_enc: Tensor, d_b_enc: Tensor, d_b_dec: Tens
 
 
 GRADIENTS: dict[str, Callable[[SAE, Tensor, Tensor | None, float], Losses]] = {
+    "batch_topk": batch_topk_gradients,
     "standard": standard_gradients,
     "topk": topk_gradients,
 }

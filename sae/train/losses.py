@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sae.architectures import SAE, StandardConfig
+from sae.architectures.batch_topk import BatchTopKSAE
 from sae.architectures.topk import TopKSAE
 
 
@@ -25,7 +26,7 @@ class Losses(NamedTuple):
     l0: Tensor
     """Mean number of positive latents per row. Scalar."""
     aux: Tensor
-    """The second term of the loss, its coefficient included: L1 (standard) or AuxK (topk). Scalar, detached."""
+    """The second term of the loss, its coefficient included: L1 (standard) or AuxK (the others). Scalar, detached."""
     fired: Tensor
     """Which latents were positive in some row. bool [d_sae]"""
 
@@ -105,11 +106,7 @@ def topk_losses(sae: SAE, x: Tensor, dead: Tensor | None, variance: float) -> Lo
     values, latents = sae.select(pre_acts)
     error = F.embedding_bag(latents, sae.W_dec, per_sample_weights=values, mode="sum") + (sae.b_dec - x)
     fvu = error.square().mean() / variance
-    aux = torch.zeros_like(fvu)
-    if dead is not None and sae.config.k_aux > 0:
-        which = dead.nonzero().squeeze(1)
-        auxk = auxk_loss(-error.detach(), pre_acts[:, which], sae.W_dec[which], sae.config.k_aux)
-        aux = sae.config.auxk_coefficient * auxk
+    aux = _auxk_term(sae, pre_acts, -error.detach(), dead)
     positive = values.detach() > 0
     return Losses(
         total=fvu + aux,
@@ -120,6 +117,39 @@ def topk_losses(sae: SAE, x: Tensor, dead: Tensor | None, variance: float) -> Lo
     )
 
 
+def batch_topk_losses(sae: SAE, x: Tensor, dead: Tensor | None, variance: float) -> Losses:
+    """Mean squared error over the variance of the inputs, plus AuxK; `topk_losses` but for what a row may keep.
+
+    The threshold takes no part: it is calibrated after training.
+
+    Source: Bussmann et al. 2024, arXiv:2412.06410, section 3; AuxK as Gao et al. 2024.
+    """
+    sae = cast(BatchTopKSAE, sae)
+    pre_acts = sae.pre_acts(x)
+    values, rows, latents = sae.select_batch(pre_acts)
+    starts = torch.searchsorted(rows, torch.arange(len(x), device=rows.device))
+    error = F.embedding_bag(latents, sae.W_dec, starts, per_sample_weights=values, mode="sum") + (sae.b_dec - x)
+    fvu = error.square().mean() / variance
+    aux = _auxk_term(sae, pre_acts, -error.detach(), dead)
+    positive = torch.ones_like(latents, dtype=torch.bool)
+    return Losses(
+        total=fvu + aux,
+        fvu=fvu.detach(),
+        l0=values.new_tensor(len(values) / len(x)),
+        aux=aux.detach(),
+        fired=fired_latents(latents, positive, sae.d_sae),
+    )
+
+
+def _auxk_term(sae: TopKSAE | BatchTopKSAE, pre_acts: Tensor, residual: Tensor, dead: Tensor | None) -> Tensor:
+    """AuxK times its coefficient; 0 when nothing is dead or it is turned off. residual: detached"""
+    if dead is None or sae.config.k_aux == 0:
+        return residual.new_zeros(())
+    which = dead.nonzero().squeeze(1)
+    auxk = auxk_loss(residual, pre_acts[:, which], sae.W_dec[which], sae.config.k_aux)
+    return sae.config.auxk_coefficient * auxk
+
+
 def fired_latents(latents: Tensor, positive: Tensor, d_sae: int) -> Tensor:
     """Which latents are positive somewhere. latents: int64, positive: bool, both [batch, k]. bool [d_sae]"""
     fired = torch.zeros(d_sae, dtype=torch.uint8, device=latents.device)
@@ -127,6 +157,7 @@ def fired_latents(latents: Tensor, positive: Tensor, d_sae: int) -> Tensor:
 
 
 LOSSES: dict[str, Callable[[SAE, Tensor, Tensor | None, float], Losses]] = {
+    "batch_topk": batch_topk_losses,
     "standard": standard_losses,
     "topk": topk_losses,
 }

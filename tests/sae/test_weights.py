@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sae.architectures import SAE, SAEConfig, StandardConfig, TopKConfig, build_sae
+from sae.architectures import SAE, BatchTopKConfig, SAEConfig, StandardConfig, TopKConfig, build_sae
 from sae.errors import StoreError
 from sae.weights import fold_decoder_norm, fold_input_scale, load_sae, save_sae
 
@@ -13,6 +13,7 @@ CONFIGS = [
     StandardConfig(d_sae=11, l1_coefficient=0.1),
     StandardConfig(d_sae=11, l1_coefficient=0.1, decoder="free"),
     TopKConfig(d_sae=11, k=3),
+    BatchTopKConfig(d_sae=11, k=3),
 ]
 
 
@@ -21,6 +22,8 @@ def _random(config: SAEConfig, dtype: torch.dtype = torch.float32) -> SAE:
     generator = torch.Generator().manual_seed(3)
     for parameter in sae.parameters():
         parameter.data.normal_(generator=generator)
+    for threshold in sae.buffers():
+        threshold.fill_(0.3)
     return sae
 
 
@@ -34,6 +37,8 @@ def test_what_is_saved_is_what_is_loaded(config: SAEConfig, dtype: torch.dtype, 
     for name, parameter in sae.named_parameters():
         assert torch.equal(loaded.get_parameter(name), parameter)
         assert loaded.get_parameter(name).dtype is dtype
+    for name, buffer in sae.named_buffers():
+        assert torch.equal(loaded.get_buffer(name), buffer)
 
 
 def test_equal_weights_give_equal_bytes(tmp_path: Path) -> None:
@@ -73,6 +78,8 @@ def test_the_folder_alone_decides_the_forward_pass_as_its_keys_say(config: SAECo
     x = torch.randn(40, 5)
     pre_acts = (x - t["b_dec"] if cfg["apply_b_dec_to_input"] else x) @ t["W_enc"] + t["b_enc"]
     latents = pre_acts.relu()
+    if cfg["architecture"] == "jumprelu":
+        latents *= pre_acts > t["threshold"]
     if cfg["architecture"] == "topk":
         latents[pre_acts < pre_acts.topk(cfg["k"]).values[:, -1:]] = 0
     torch.testing.assert_close(sae(x), latents @ t["W_dec"] + t["b_dec"])
@@ -98,6 +105,19 @@ def test_folding_the_decoder_norm_makes_rows_unit_and_keeps_the_reconstruction()
     norms = folded.W_dec.norm(dim=1)
     assert norms[4] == 0
     torch.testing.assert_close(norms[[0, 1, 10]], torch.ones(3, dtype=torch.float64))
+
+
+def test_a_batch_topk_sae_is_a_jumprelu_of_one_threshold_to_other_libraries(tmp_path: Path) -> None:
+    sae = _random(CONFIGS[3])
+    save_sae(sae, tmp_path)
+    cfg, tensors = json.loads((tmp_path / "cfg.json").read_text()), load_file(tmp_path / "sae.safetensors")
+    assert cfg["architecture"] == "jumprelu"
+    assert "k" not in cfg
+    assert torch.equal(tensors["threshold"], torch.full((11,), 0.3))
+    tensors["threshold"][4] = 0.2
+    save_file(tensors, tmp_path / "sae.safetensors")
+    with pytest.raises(StoreError, match=r"threshold of a BatchTopK SAE should hold one number 11 times.* 2 values"):
+        load_sae(tmp_path)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -3,13 +3,22 @@
 import pytest
 import torch
 
-from sae.architectures import ARCHITECTURES, SAE, SAEConfig, StandardConfig, TopKConfig, build_sae
+from sae.architectures import (
+    ARCHITECTURES,
+    SAE,
+    BatchTopKConfig,
+    SAEConfig,
+    StandardConfig,
+    TopKConfig,
+    build_sae,
+)
 from sae.errors import InputError
 from sae.train.backward import GRADIENTS
 from sae.train.losses import LOSSES
 
 D_IN, D_SAE = 6, 20
 CONFIGS: dict[str, list[SAEConfig]] = {
+    "batch_topk": [BatchTopKConfig(d_sae=D_SAE, k=4)],
     "standard": [
         StandardConfig(d_sae=D_SAE, l1_coefficient=0.1),
         StandardConfig(d_sae=D_SAE, l1_coefficient=0.1, decoder="free"),
@@ -26,6 +35,8 @@ def sae(request: pytest.FixtureRequest) -> SAE:
     with torch.no_grad():
         for parameter in sae.parameters():
             parameter.normal_(generator=generator)
+        for threshold in sae.buffers():
+            threshold.fill_(0.7)
     return sae
 
 

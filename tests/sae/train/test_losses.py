@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from sae.architectures import SAE, SAEConfig, StandardConfig, TopKConfig, build_sae
-from sae.train.losses import auxk_loss, l1_loss, standard_losses, topk_losses
+from sae.architectures import SAE, BatchTopKConfig, SAEConfig, StandardConfig, TopKConfig, build_sae
+from sae.train.losses import auxk_loss, batch_topk_losses, l1_loss, standard_losses, topk_losses
 from sae.train.step import autograd_gradients, fast_gradients
 
 D_IN, D_SAE, ROWS = 7, 24, 40
@@ -95,6 +95,20 @@ def test_the_topk_loss_of_predicting_the_mean_is_one() -> None:
     assert (float(losses.l0), int(losses.fired.sum())) == (0, 0)
 
 
+def test_the_batch_topk_loss_is_that_of_the_largest_of_the_whole_batch() -> None:
+    sae, x = _sae(BatchTopKConfig(d_sae=D_SAE, k=3, k_aux=0)), _x()
+    pre_acts = ((x - sae.b_dec) @ sae.W_enc.T + sae.b_enc).detach()
+    cut = pre_acts.flatten().sort(descending=True).values[3 * ROWS - 1]
+    latents = torch.where(pre_acts >= cut, pre_acts, 0.0)
+    per_row = (latents > 0).sum(dim=1)
+    assert int(per_row.sum()) == 3 * ROWS
+    assert int(per_row.min()) < 3 < int(per_row.max())
+    losses = batch_topk_losses(sae, x, None, 2.0)
+    torch.testing.assert_close(losses.total, (latents @ sae.W_dec + sae.b_dec - x).square().mean() / 2)
+    assert float(losses.l0) == 3
+    assert torch.equal(losses.fired, (latents > 0).any(dim=0))
+
+
 CASES = [
     StandardConfig(d_sae=D_SAE, l1_coefficient=0.3),
     StandardConfig(d_sae=D_SAE, l1_coefficient=0.3, decoder="free"),
@@ -103,6 +117,8 @@ CASES = [
     TopKConfig(d_sae=D_SAE, k=3, k_aux=4, auxk_coefficient=0.7),
     TopKConfig(d_sae=D_SAE, k=3, k_aux=256),
     TopKConfig(d_sae=D_SAE, k=D_SAE, k_aux=0),
+    BatchTopKConfig(d_sae=D_SAE, k=3, k_aux=4, auxk_coefficient=0.7),
+    BatchTopKConfig(d_sae=D_SAE, k=D_SAE, k_aux=256),
 ]
 
 
