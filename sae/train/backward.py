@@ -1,7 +1,11 @@
 """Gradients by hand: what automatic differentiation of `losses.py` gives, in fewer and smaller products.
 
-TopK: 2 B d (n + 4 k) instead of 10 B d n FLOPs. Only the encoder's product is dense; decoding and the gradients of
-both matrices are `embedding_bag`s over the selected (row, latent) pairs, and no [batch * k, d_in] buffer is made.
+topk, batch_topk: 2 B d (n + 4 k) instead of 10 B d n FLOPs. Only the encoder's product is dense, and it is made and
+selected from tile by tile; decoding and the gradients of both matrices run over the selected pairs (`pairs.py`).
+
+Several devices may share one SAE: each then has some of the latents and some of the rows, and what they must tell each
+other within a step is asked of a `Collectives`. The means over rows of the gradients and losses returned here are left
+to the caller.
 """
 
 from collections.abc import Callable
@@ -12,132 +16,137 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sae.architectures import SAE
-from sae.architectures.standard import StandardSAE
+from sae.architectures.batch_topk import BatchTopKSAE
 from sae.architectures.topk import TopKSAE
-from sae.train.losses import Losses, auxk_loss, batch_topk_losses, fired_latents
+from sae.train.backward_standard import standard_gradients
+from sae.train.collectives import ALONE, Collectives
+from sae.train.losses import Losses, fired_latents
+from sae.train.pairs import Pairs, encoder_gradients
+from sae.train.selection import select_batch_topk, select_topk, top_k
+
+DENSE_AUXK = 8
+"""AuxK runs over pairs where more than this times k_aux latents are dead, and over matrices of [batch, dead] below:
+products of that size are then faster than gathering k_aux rows."""
 
 
 @torch.no_grad()
-def standard_gradients(sae: SAE, x: Tensor, dead: Tensor | None, variance: float) -> Losses:
-    """`standard_losses`, with the gradient of every parameter left in it.
+def topk_gradients(
+    sae: SAE,
+    x: Tensor,
+    dead: Tensor | None,
+    variance: float,
+    *,
+    selection: torch.dtype | None = None,
+    shared: Collectives = ALONE,
+) -> Losses:
+    """`topk_losses`, with the gradient of every parameter left in it.
 
-    Parameters may have a leading dimension, several SAEs stacked: then so have the losses.
+    Args:
+        selection: dtype of the product that decides which latents are selected; None: that of the SAE. The selected
+            pre-activations are then computed again, so everything but the choice is as exact as without.
     """
-    sae = cast(StandardSAE, sae)
-    config, (n_rows, d_in) = sae.config, x.shape
-    x_in = x - sae.b_dec.unsqueeze(-2) if sae.subtracts_b_dec else x
-    latents = torch.matmul(x_in, sae.W_enc.mT).add_(sae.b_enc.unsqueeze(-2)).relu_()
-    error = torch.matmul(latents, sae.W_dec).add_(sae.b_dec.unsqueeze(-2)).sub_(x)
-    mse = error.square().mean(dim=(-2, -1))
-    summed = config.reduction == "sum"
-    weighed = summed and not sae.unit_decoder
-
-    # reduction "sum": all sums are divided by the rows; "mean": by the elements.
-    reconstruction = mse * d_in if summed else mse
-    per_latent = config.l1_coefficient / (n_rows if summed else n_rows * config.d_sae)
-    norm = sae.W_dec.norm(dim=-1) if weighed else None
-    mass = latents.sum(dim=-2)
-    aux = per_latent * (mass if norm is None else mass * norm).sum(dim=-1)
-    positive = latents > 0
-
-    d_x_hat = error.mul_(2 / (n_rows if summed else n_rows * d_in))
-    d_pre_acts = torch.matmul(d_x_hat, sae.W_dec.mT)
-    d_pre_acts.add_(per_latent if norm is None else per_latent * norm.unsqueeze(-2)).mul_(positive)
-    sae.W_dec.grad = latents.mT @ d_x_hat
-    if norm is not None:
-        along = per_latent * mass / norm.clamp_min(torch.finfo(norm.dtype).tiny)
-        sae.W_dec.grad += along.unsqueeze(-1) * sae.W_dec
-    _encoder_gradients(sae, d_pre_acts.mT @ x_in, d_pre_acts.sum(dim=-2), d_x_hat.sum(dim=-2))
-    return Losses(
-        total=reconstruction + aux,
-        fvu=mse / variance,
-        l0=positive.sum(dim=(-2, -1)) / n_rows,
-        aux=aux,
-        fired=positive.any(dim=-2),
-    )
-
-
-@torch.no_grad()
-def topk_gradients(sae: SAE, x: Tensor, dead: Tensor | None, variance: float) -> Losses:
-    """`topk_losses`, with the gradient of every parameter left in it."""
     sae = cast(TopKSAE, sae)
     x_in = x - sae.b_dec
-    pre_acts = F.linear(x_in, sae.W_enc, sae.b_enc)
-    values, latents = sae.select(pre_acts)
-    positive = values > 0
-    with torch.enable_grad():
-        values.requires_grad_()
-        decoded = F.embedding_bag(latents, sae.W_dec.detach(), per_sample_weights=values, mode="sum")
-    error = decoded.detach() + (sae.b_dec - x)
+    values, latents = select_topk(x_in, sae.W_enc, sae.b_enc, sae.config.k, selection)
+    pairs = Pairs.of_rows(latents, sae.d_sae)
+    values = values.flatten() if selection is None else _pre_acts(sae, pairs, x_in)
+    return _gradients(sae, x, x_in, pairs, values, dead, variance, shared)
+
+
+@torch.no_grad()
+def batch_topk_gradients(
+    sae: SAE,
+    x: Tensor,
+    dead: Tensor | None,
+    variance: float,
+    *,
+    selection: torch.dtype | None = None,
+    shared: Collectives = ALONE,
+) -> Losses:
+    """`batch_topk_losses`, with the gradient of every parameter left in it. selection: as in `topk_gradients`."""
+    sae = cast(BatchTopKSAE, sae)
+    x_in = x - sae.b_dec
+    values, rows, latents = select_batch_topk(x_in, sae.W_enc, sae.b_enc, len(x) * sae.config.k, selection)
+    pairs = Pairs(rows, latents, len(x), sae.d_sae)
+    if selection is not None:
+        values = _pre_acts(sae, pairs, x_in)
+    return _gradients(sae, x, x_in, pairs, values, dead, variance, shared)
+
+
+def _pre_acts(sae: SAE, pairs: Pairs, x_in: Tensor) -> Tensor:
+    """Of the pairs alone, in the dtype of the SAE. [pairs]"""
+    return pairs.dots(sae.W_enc, x_in).add_(sae.b_enc[pairs.latent])
+
+
+def _gradients(
+    sae: TopKSAE | BatchTopKSAE,
+    x: Tensor,
+    x_in: Tensor,
+    pairs: Pairs,
+    pre_acts: Tensor,
+    dead: Tensor | None,
+    variance: float,
+    shared: Collectives,
+) -> Losses:
+    """Loss and gradients of a batch whose pairs are chosen. x_in: x - b_dec; pre_acts: of the pairs."""
+    positive = pre_acts > 0
+    values = pre_acts.relu()
+    decoded, dots = pairs.decode(values, sae.W_dec)
+    error = shared.sum_latents(decoded).add_(sae.b_dec).sub_(x)
     fvu = error.square().mean() / variance
     d_x_hat = error * (2 / (error.numel() * variance))
-    # The backward pass of this one operation is dot(W_dec[latent], d_x_hat[row]) for every pair.
-    (d_values,) = torch.autograd.grad(decoded, values, d_x_hat)
-    d_values *= positive
-
-    pairs = _PairsByLatent(latents, sae.d_sae)
-    sae.W_dec.grad = pairs.weighted_sums(values.detach(), d_x_hat)
-    d_W_enc = pairs.weighted_sums(d_values, x_in)
-    d_b_enc = torch.zeros_like(sae.b_enc).index_add_(0, latents.flatten(), d_values.flatten())
+    d_pre_acts = dots(d_x_hat).mul_(positive)
+    sae.W_dec.grad = pairs.sums(values, d_x_hat)
+    sae.W_enc.grad = pairs.sums(d_pre_acts, x_in)
+    sae.b_enc.grad = pairs.totals(d_pre_acts)
     aux = torch.zeros_like(fvu)
     if dead is not None and sae.config.k_aux > 0:
-        which = dead.nonzero().squeeze(1)
-        with torch.enable_grad():
-            dead_pre_acts = pre_acts[:, which].requires_grad_()
-            dead_W_dec = sae.W_dec.detach()[which].requires_grad_()
-            auxk = auxk_loss(-error, dead_pre_acts, dead_W_dec, sae.config.k_aux)
-            aux = sae.config.auxk_coefficient * auxk
-        d_pre_acts, d_W_dec = torch.autograd.grad(aux, (dead_pre_acts, dead_W_dec))
-        aux = aux.detach()
-        sae.W_dec.grad[which] += d_W_dec
-        d_W_enc[which] += d_pre_acts.T @ x_in
-        d_b_enc[which] += d_pre_acts.sum(dim=0)
-    _encoder_gradients(sae, d_W_enc, d_b_enc, d_x_hat.sum(dim=0))
+        aux = _add_auxk(sae, x_in, error.neg_(), dead.nonzero().squeeze(1), shared)
+    encoder_gradients(sae, d_x_hat.sum(dim=0), shared)
     return Losses(
         total=fvu + aux,
         fvu=fvu,
-        l0=positive.sum() / len(x),
+        l0=shared.sum_latents(positive.sum() / len(x)),
         aux=aux,
-        fired=fired_latents(latents, positive, sae.d_sae),
+        fired=fired_latents(pairs.latent, positive, sae.d_sae),
     )
 
 
-def batch_topk_gradients(sae: SAE, x: Tensor, dead: Tensor | None, variance: float) -> Losses:
-    """`batch_topk_losses`, differentiated automatically, with the gradient of every parameter left in it."""
-    sae.zero_grad(set_to_none=True)
-    with torch.enable_grad():
-        losses = batch_topk_losses(sae, x, dead, variance)
-        losses.total.backward()
-    return losses._replace(total=losses.total.detach())
+def _add_auxk(
+    sae: TopKSAE | BatchTopKSAE, x_in: Tensor, residual: Tensor, which: Tensor, shared: Collectives
+) -> Tensor:
+    """Add the gradients of AuxK, which reach dead latents only. which: their numbers. Returns: its term of the loss."""
+    W_enc, b_enc, W_dec = sae.W_enc[which], sae.b_enc[which], sae.W_dec[which]
+    k_aux = min(sae.config.k_aux, len(which))
+    sparse = len(which) > DENSE_AUXK * k_aux
+    if sparse:
+        values, latents = select_topk(x_in, W_enc, b_enc, k_aux)
+        pairs, values = Pairs.of_rows(latents, len(which)), values.flatten().relu_()
+        predicted, dots = pairs.decode(values, W_dec)
+    else:
+        values = F.linear(x_in, W_enc, b_enc).relu_()
+        if k_aux < len(which):
+            strongest, latents = top_k(values, k_aux)
+            values = torch.zeros_like(values).scatter_(1, latents, strongest)
+        predicted = values @ W_dec
+    mean = shared.mean_rows(residual.mean(dim=0))
+    spread = shared.mean_rows((residual - mean).square().mean())
+    error = shared.sum_latents(predicted).sub_(residual)
+    scale = torch.where(spread > 0, sae.config.auxk_coefficient / spread.clamp_min(torch.finfo(x_in.dtype).tiny), 0.0)
+    aux = error.square().mean() * scale
+    d_predicted = error.mul_(scale * (2 / error.numel()))
 
-
-class _PairsByLatent:
-    """The selected (row, latent) pairs of a batch, grouped by latent. latents: [batch, k]"""
-
-    def __init__(self, latents: Tensor, d_sae: int) -> None:
-        flat = latents.flatten()
-        # Stable: the sums below add up in row order, whatever the sorting algorithm.
-        by_latent, self._order = flat.sort(stable=True)
-        self._rows = self._order // latents.shape[1]
-        self._starts = torch.searchsorted(by_latent, torch.arange(d_sae + 1, device=flat.device))
-
-    def weighted_sums(self, weights: Tensor, vectors: Tensor) -> Tensor:
-        """Per latent: the sum over its pairs of weight * vectors[row]. [batch, k], [batch, d] -> [d_sae, d]"""
-        return F.embedding_bag(
-            self._rows,
-            vectors,
-            self._starts,
-            mode="sum",
-            per_sample_weights=weights.flatten()[self._order],
-            include_last_offset=True,
-        )
-
-
-def _encoder_gradients(sae: SAE, d_W_enc: Tensor, d_b_enc: Tensor, d_b_dec: Tensor) -> None:
-    """Set the gradients of the encoder and of b_dec, which also reaches the loss through the encoder's input."""
-    sae.W_enc.grad, sae.b_enc.grad = d_W_enc, d_b_enc
-    through_input = (d_b_enc.unsqueeze(-2) @ sae.W_enc).squeeze(-2)
-    sae.b_dec.grad = d_b_dec - through_input if sae.subtracts_b_dec else d_b_dec
+    positive = values > 0
+    if sparse:
+        d_values = dots(d_predicted).mul_(positive)
+        d_W_dec, d_W_enc = pairs.sums(values, d_predicted), pairs.sums(d_values, x_in)
+        d_b_enc = pairs.totals(d_values)
+    else:
+        d_values = (d_predicted @ W_dec.T).mul_(positive)
+        d_W_dec, d_W_enc, d_b_enc = values.T @ d_predicted, d_values.T @ x_in, d_values.sum(dim=0)
+    for parameter, gradient in ((sae.W_dec, d_W_dec), (sae.W_enc, d_W_enc), (sae.b_enc, d_b_enc)):
+        cast(Tensor, parameter.grad).index_add_(0, which, gradient)
+    return aux
 
 
 GRADIENTS: dict[str, Callable[[SAE, Tensor, Tensor | None, float], Losses]] = {

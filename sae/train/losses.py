@@ -135,7 +135,7 @@ def batch_topk_losses(sae: SAE, x: Tensor, dead: Tensor | None, variance: float)
     return Losses(
         total=fvu + aux,
         fvu=fvu.detach(),
-        l0=values.new_tensor(len(values) / len(x)),
+        l0=positive.sum() / len(x),
         aux=aux.detach(),
         fired=fired_latents(latents, positive, sae.d_sae),
     )

@@ -1,0 +1,78 @@
+"""The (row, latent) pairs of a batch, few beside batch * d_sae: decoding and gradients over them alone.
+
+Everything is one operation, `embedding_bag`: sums of matrix rows by weight, with no [pairs, d_in] buffer. A row's
+reconstruction is a bag of latents, a latent's gradient is a bag of rows.
+"""
+
+from collections.abc import Callable
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sae.architectures import SAE
+from sae.train.collectives import Collectives
+
+
+class Pairs:
+    """Pairs sorted by row. row, latent: int64 [pairs]"""
+
+    def __init__(self, row: Tensor, latent: Tensor, n_rows: int, d_sae: int) -> None:
+        self.row, self.latent = row, latent
+        self._n_rows, self._d_sae = n_rows, d_sae
+
+    @classmethod
+    def of_rows(cls, latents: Tensor, d_sae: int) -> "Pairs":
+        """The same number of pairs in every row. latents: [rows, k]"""
+        n_rows, k = latents.shape
+        row = torch.arange(n_rows, device=latents.device).repeat_interleave(k)
+        return cls(row, latents.flatten(), n_rows, d_sae)
+
+    def decode(self, values: Tensor, W_dec: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Per row, the sum of value * W_dec[latent]: [pairs], [d_sae, d_in] -> [rows, d_in].
+
+        Returns: the sums, and their derivative: from vectors [rows, d_in], dot(W_dec[latent], vectors[row]) [pairs].
+        """
+        starts = torch.searchsorted(self.row, torch.arange(self._n_rows, device=self.row.device))
+        with torch.enable_grad():
+            weights = values.detach().requires_grad_()
+            sums = F.embedding_bag(self.latent, W_dec.detach(), starts, mode="sum", per_sample_weights=weights)
+
+        def dots(vectors: Tensor) -> Tensor:
+            return torch.autograd.grad(sums, weights, vectors)[0]
+
+        return sums.detach(), dots
+
+    def dots(self, matrix: Tensor, vectors: Tensor) -> Tensor:
+        """Per pair, dot(matrix[latent], vectors[row]). [d_sae, d_in], [rows, d_in] -> [pairs]"""
+        return self.decode(vectors.new_zeros(len(self.latent)), matrix)[1](vectors)
+
+    @cached_property
+    def _by_latent(self) -> tuple[Tensor, Tensor, Tensor]:
+        # Stable: the sums below add up in row order, whatever the sorting algorithm.
+        latent, order = self.latent.sort(stable=True)
+        starts = torch.searchsorted(latent, torch.arange(self._d_sae + 1, device=latent.device))
+        return order, self.row[order], starts
+
+    def sums(self, weights: Tensor, vectors: Tensor) -> Tensor:
+        """Per latent, the sum of weight * vectors[row]. [pairs], [rows, d_in] -> [d_sae, d_in]"""
+        order, rows, starts = self._by_latent
+        return F.embedding_bag(
+            rows, vectors, starts, mode="sum", per_sample_weights=weights[order], include_last_offset=True
+        )
+
+    def totals(self, weights: Tensor) -> Tensor:
+        """Per latent, the sum of the weights. [pairs] -> [d_sae]"""
+        return weights.new_zeros(self._d_sae).index_add_(0, self.latent, weights)
+
+
+def encoder_gradients(sae: SAE, d_b_dec: Tensor, shared: Collectives) -> None:
+    """Set the gradient of b_dec, which also reaches the loss through the encoder's input where it is subtracted there.
+
+    Args:
+        d_b_dec: through the decoder. [..., d_in]
+    """
+    if sae.subtracts_b_dec and sae.b_enc.grad is not None:
+        d_b_dec = d_b_dec - shared.sum_latents((sae.b_enc.grad.unsqueeze(-2) @ sae.W_enc).squeeze(-2))
+    sae.b_dec.grad = d_b_dec

@@ -1,0 +1,89 @@
+"""Pre-activations tile by tile, and what is selected from them: the [batch, d_sae] matrix is never made."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+TILE_ROWS = 512
+"""At this height a tile of the usual widths stays in the caches until its rows are selected, and the library still
+reaches its full speed."""
+SLABS = 8
+"""Latents that share one maximum in the first stage of `top_k`."""
+
+
+def iter_pre_acts(
+    x_in: Tensor, W_enc: Tensor, b_enc: Tensor, dtype: torch.dtype | None = None
+) -> Iterator[tuple[slice, Tensor]]:
+    """Rows and their pre-activations [..., <= TILE_ROWS, d_sae], all in one buffer: each is gone when the next is made.
+
+    Args:
+        x_in: what the encoder sees. [..., batch, d_in]
+        dtype: of the product; None: that of `x_in`.
+    """
+    n_rows, dtype = x_in.shape[-2], dtype or x_in.dtype
+    W_enc, b_enc = W_enc.to(dtype), b_enc.to(dtype)
+    buffer = W_enc.new_empty(*W_enc.shape[:-2], min(TILE_ROWS, n_rows), W_enc.shape[-2])
+    for start in range(0, n_rows, TILE_ROWS):
+        rows = slice(start, min(start + TILE_ROWS, n_rows))
+        tile = x_in[..., rows, :].to(dtype)
+        pre_acts = torch.matmul(tile, W_enc.mT, out=buffer[..., : rows.stop - start, :])
+        yield rows, pre_acts.add_(b_enc.unsqueeze(-2))
+
+
+def top_k(pre_acts: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row and their latents, in no order. [rows, d_sae] -> two of [rows, k]
+
+    Exact: a row's k largest lie in the k slabs with the largest maxima. Slab s holds the latents that are s modulo
+    d_sae / SLABS, so that all maxima are one vectorised pass. Where latents tie for the last place, which are taken is
+    decided by that row alone; the values are those of torch.topk.
+    """
+    n_rows, d_sae = pre_acts.shape
+    n_slabs = d_sae // SLABS
+    if d_sae % SLABS or n_slabs <= 2 * k:
+        values, latents = pre_acts.topk(k, dim=1, sorted=False)
+        return values, latents
+    maxima = pre_acts.view(n_rows, SLABS, n_slabs).amax(dim=1)
+    slabs = maxima.topk(k, dim=1, sorted=False).indices
+    members = torch.arange(0, d_sae, n_slabs, device=pre_acts.device).unsqueeze(1)
+    candidates = (slabs.unsqueeze(1) + members).view(n_rows, SLABS * k)
+    values, chosen = pre_acts.gather(1, candidates).topk(k, dim=1, sorted=False)
+    return values, candidates.gather(1, chosen)
+
+
+def select_topk(
+    x_in: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """The k largest pre-activations of each row and their latents, in no order. Both [batch, k].
+
+    Args:
+        dtype: of the product and of the values; None: that of `x_in`.
+    """
+    values = torch.empty(len(x_in), k, dtype=dtype or x_in.dtype, device=x_in.device)
+    latents = torch.empty(len(x_in), k, dtype=torch.int64, device=x_in.device)
+    for rows, pre_acts in iter_pre_acts(x_in, W_enc, b_enc, dtype):
+        values[rows], latents[rows] = top_k(pre_acts, k)
+    return values, latents
+
+
+def select_batch_topk(
+    x_in: Tensor, W_enc: Tensor, b_enc: Tensor, n: int, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The n largest positive pre-activations of the whole batch, sorted by row: values, rows, latents.
+
+    Fewer than n where no more are positive. The n-th largest of the tiles so far is a lower bound for the n-th largest
+    of all, so of each tile only what exceeds it is kept: a short list beside batch * d_sae values.
+    """
+    d_sae, bound = len(W_enc), 0.0
+    values = torch.empty(0, dtype=dtype or x_in.dtype, device=x_in.device)
+    places = torch.empty(0, dtype=torch.int64, device=x_in.device)
+    for rows, pre_acts in iter_pre_acts(x_in, W_enc, b_enc, dtype):
+        flat = pre_acts.view(-1)
+        passing = (flat > bound).nonzero().squeeze(1)
+        values = torch.cat((values, flat[passing]))
+        places = torch.cat((places, passing.add_(rows.start * d_sae)))
+        if len(values) > n:
+            values, kept = values.topk(n, sorted=False)
+            places, bound = places[kept], float(values.min())
+    places, order = places.sort()
+    return values[order], places // d_sae, places % d_sae
