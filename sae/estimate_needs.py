@@ -57,6 +57,8 @@ def count_requests(plan: Plan, places: Sequence[PlaceEstimate], training: Sequen
         pieces = -(-group_bytes(place) // PIECE_BYTES)
         gets += round(place.n_row_groups * pieces * passes) if place.split == "train" else 0
         gets += (pieces + 1) * place.n_row_groups * len(here) * (2 if place.split == "heldout" else 1)
+        if place.split == "heldout":  # thresholds are calibrated on them
+            gets += pieces * place.n_row_groups * sum(plan.saes[t.index].calibration is not None for t in here)
     return Requests(puts, gets)
 
 

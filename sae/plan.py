@@ -242,7 +242,9 @@ def _with_saes(plan: Plan, configs: tuple[TrainConfig, ...]) -> Plan:
         assert hook_point
         extracted, heldout = plan.snapshots[hook_point, "train"], plan.snapshots.get((hook_point, "heldout"))
         _, read = plan.remixed.get(hook_point, (None, extracted))
-        sae = SAESpec(config=train, snapshot=read.ref, order_seed=config.seed)
+        has_threshold = train.sae.architecture == "batch_topk"
+        calibration = heldout.ref if heldout and has_threshold else None
+        sae = SAESpec(config=train, snapshot=read.ref, order_seed=config.seed, calibration=calibration)
         saes.append(sae)
         tokens = tuple(spec.ref for spec in plan.tokens)
         subject = plan.subject.ref if plan.subject else None

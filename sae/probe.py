@@ -28,6 +28,7 @@ from sae.subject.embedded import new_model, train_model
 from sae.subject.hooks import capture
 from sae.subject.load import load_pinned, load_subject
 from sae.train.config import TrainConfig
+from sae.train.rows import RowsInMemory
 from sae.train.run import DataMoments, TrainingRun
 
 BATCHES, SECONDS = 8, 5.0
@@ -120,7 +121,8 @@ def probe_sae_step(config: TrainConfig, d_in: int, progress: Progress = silent) 
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(config.batch_rows, d_in, generator=generator)
     config = TrainConfig.model_validate(config.model_dump() | {"init": "default"})  # the others look at data
-    run = TrainingRun(config, DataMoments.of(x), n_steps=1000)
+    rows = RowsInMemory(x, config.batch_rows, seed=0)
+    run = TrainingRun(config, DataMoments.of(x), n_steps=1000, rows=rows)
     run.advance(x)
     return _median_seconds(lambda: run.advance(x), progress, "steps")
 

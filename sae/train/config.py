@@ -57,3 +57,5 @@ class SAESpec(Spec):
     config: TrainConfig
     snapshot: Ref
     order_seed: int
+    calibration: Ref | None = None
+    """Snapshot of the rows held out, on which a threshold is calibrated. None: on training rows, or there is none."""

@@ -11,6 +11,7 @@ from sae.philox import philox
 from sae.train.backward import standard_gradients
 from sae.train.config import TrainConfig
 from sae.train.init import SAMPLE_ROWS
+from sae.train.rows import RowsInMemory
 from sae.train.run import DataMoments, TrainingRun
 from sae.train.schedule import count_steps
 from sae.train.step import apply_gradients, make_optimizer
@@ -86,4 +87,4 @@ def _new_run(x: Tensor, config: TrainConfig, seed: int) -> TrainingRun:
     n_rows = len(x)
     n_steps = count_steps(config.n_tokens or n_rows, n_rows, min(config.batch_rows, n_rows))
     sample = x[torch.from_numpy(philox("sample", seed).permutation(n_rows)[:SAMPLE_ROWS])].cpu()
-    return TrainingRun(config, moments, n_steps, sample, x.device)
+    return TrainingRun(config, moments, n_steps, sample, x.device, rows=RowsInMemory(x, config.batch_rows, seed))

@@ -22,6 +22,7 @@ from sae.train.checkpoint import RunPosition, load_checkpoint, save_checkpoint
 from sae.train.config import SAESpec
 from sae.train.curve import CURVE_FILE
 from sae.train.init import SAMPLE_ROWS
+from sae.train.rows import StoredRows
 from sae.train.run import DataMoments, TrainingRun
 from sae.train.schedule import count_steps
 from sae.weights import save_sae
@@ -60,7 +61,9 @@ def train_saes(
     if any(TrainingRun.wants_sample(spec.config) for spec in specs):
         sample = _first_rows(storage, snapshot, first)
     attempt = new_attempt()
-    members = [_Member(storage, spec, _new_run(spec, moments, sample, device), attempt) for spec in specs]
+    members = [
+        _Member(storage, spec, _new_run(storage, spec, snapshot, moments, sample, device), attempt) for spec in specs
+    ]
     slowest = min(members, key=lambda member: member.run.state.step)
     step, n_steps = slowest.run.state.step, max(member.run.n_steps for member in members)
 
@@ -159,9 +162,17 @@ def _check_one_sweep(specs: Sequence[SAESpec]) -> SAESpec:
     return specs[0]
 
 
-def _new_run(spec: SAESpec, moments: DataMoments, sample: Tensor | None, device: torch.device | str) -> TrainingRun:
+def _new_run(
+    storage: Storage,
+    spec: SAESpec,
+    snapshot: Snapshot,
+    moments: DataMoments,
+    sample: Tensor | None,
+    device: torch.device | str,
+) -> TrainingRun:
     n_steps = count_steps(spec.config.n_tokens or moments.n_rows, moments.n_rows, spec.config.batch_rows)
-    return TrainingRun(spec.config, moments, n_steps, sample, device)
+    rows = StoredRows(storage, snapshot, spec.calibration, spec.config.batch_rows, spec.order_seed, device)
+    return TrainingRun(spec.config, moments, n_steps, sample, device, rows=rows)
 
 
 def _first_rows(storage: Storage, snapshot: Snapshot, spec: SAESpec) -> Tensor:

@@ -8,13 +8,16 @@ import torch
 from torch import Tensor
 
 from sae.architectures import SAE, build_sae
+from sae.architectures.batch_topk import BatchTopKSAE
 from sae.errors import ConfigError, TrainingError
 from sae.train.config import TrainConfig
 from sae.train.curve import TrainingCurve
 from sae.train.dead_latents import DeadLatentClock
 from sae.train.init import initialise, needs_sample
+from sae.train.rows import RowSource
 from sae.train.schedule import learning_rate
 from sae.train.step import TrainState, make_optimizer, train_step
+from sae.train.threshold import Calibration, calibrate
 from sae.weights import fold_decoder_norm, fold_input_scale
 
 
@@ -59,6 +62,7 @@ class TrainingRun:
         moments: of all the data, in its own units.
         n_steps: optimizer steps in all.
         sample: rows of the data [rows, d_in], for the inits that look at it (`TrainingRun.wants_sample`).
+        rows: where a threshold finds rows to be calibrated on.
     """
 
     def __init__(
@@ -68,6 +72,8 @@ class TrainingRun:
         n_steps: int,
         sample: Tensor | None = None,
         device: torch.device | str = "cpu",
+        *,
+        rows: RowSource,
     ) -> None:
         self.config, self.n_steps, self.device = config, n_steps, torch.device(device)
         self.d_in = len(moments.mean)
@@ -86,6 +92,8 @@ class TrainingRun:
         clock = DeadLatentClock(sae.d_sae, config.dead_after_tokens, self.device)
         self.state = TrainState(sae, make_optimizer(sae, config.adam_betas), clock)
         self.curve = TrainingCurve(n_steps)
+        self._rows = rows
+        self._calibration: Calibration | None = None
 
     @staticmethod
     def wants_sample(config: TrainConfig) -> bool:
@@ -116,15 +124,19 @@ class TrainingRun:
         self.curve.add(state.step, state.n_tokens, losses, state.clock.dead, lr)
 
     def result(self) -> SAE:
-        """The SAE for the data's own units; ends the run. A free decoder's norms are folded into the encoder."""
+        """The SAE for the data's own units; ends the run. A free decoder's norms are folded into the encoder, and a
+        threshold is calibrated."""
         sae = self.state.sae.requires_grad_(False)
         if not sae.unit_decoder:
             fold_decoder_norm(sae)
         fold_input_scale(sae, self.scale)
+        if isinstance(sae, BatchTopKSAE):
+            self._calibration = calibrate(sae, self._rows)
         return sae.cpu()
 
     def metrics(self) -> dict[str, Any]:
-        """Sizes and final figures: means over the last stretch of the curve."""
+        """Sizes and final figures: means over the last stretch of the curve; how a threshold was calibrated, once
+        there is a `result`."""
         last = self.curve.last
         return {
             "d_in": self.d_in,
@@ -134,4 +146,5 @@ class TrainingRun:
             "peak_lr": self.config.peak_lr,
             "input_scale": self.scale,
             **{name: last[name] for name in ("loss", "fvu", "l0", "dead")},
+            **(self._calibration.metrics() if self._calibration else {}),
         }

@@ -17,7 +17,7 @@ from typing import TextIO
 import numpy as np
 import pytest
 
-from sae.architectures import StandardConfig, TopKConfig
+from sae.architectures import BatchTopKConfig, StandardConfig, TopKConfig
 from sae.config import Spec
 from sae.extract.config import TokensSpec
 from sae.store import layout
@@ -118,10 +118,11 @@ def _saes(storage: Storage, kind: str, make_snapshot: MakeSnapshot) -> list[Spec
     snapshot = make_snapshot(storage, np.split(act.astype(np.float32), [100]), row_group_rows=20)
     topk = {"sae": TopKConfig(d_sae=16, k=2, k_aux=4)}
     standard = {"sae": StandardConfig(d_sae=9, l1_coefficient=0.1, decoder="free"), "init": "farthest_point"}
+    batch_topk = {"sae": BatchTopKConfig(d_sae=16, k=2, k_aux=4)}
     configs = {
         "topk": [topk],
         "standard": [standard],
-        "sweep": [topk, standard, topk | {"seed": 1, "n_tokens": 30 * 20}],
+        "sweep": [topk, standard, batch_topk, topk | {"seed": 1, "n_tokens": 30 * 20}],
     }[kind]
     common = {"batch_rows": 30, "n_tokens": 30 * N_STEPS, "lr": 0.01, "dead_after_tokens": 90}
     return [

@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from sae.architectures import StandardConfig, TopKConfig
+from sae.architectures import BatchTopKConfig, StandardConfig, TopKConfig
 from sae.errors import ConfigError, StopRequested, StoreError, TrainingError
 from sae.metrics import ReconstructionSums
 from sae.store import layout
@@ -14,6 +14,7 @@ from sae.store.artefacts.records import Record, local_files, read_record
 from sae.store.reading.blocks import iter_rows
 from sae.store.snapshots.snapshot import Snapshot, read_snapshot
 from sae.store.storage.filesystem import Storage
+from sae.train import threshold
 from sae.train.config import SAESpec, TrainConfig
 from sae.train.curve import COLUMNS
 from sae.train.loop import train_saes
@@ -54,6 +55,7 @@ def _sweep(snapshot: Snapshot) -> list[SAESpec]:
         _spec(snapshot, sae=StandardConfig(d_sae=9, l1_coefficient=0.5), init="farthest_point"),
         _spec(snapshot, sae=StandardConfig(d_sae=9, l1_coefficient=0.1, decoder="free"), init="default"),
         _spec(snapshot, init="density", input_scale="none"),
+        _spec(snapshot, sae=BatchTopKConfig(d_sae=16, k=2, k_aux=4)),
     ]
 
 
@@ -168,7 +170,7 @@ def test_saes_resume_from_checkpoints_of_different_steps(
     specs = _sweep(snapshot)
     expected = train_saes(storage, specs, checkpoint_every_steps=0)
     broken, _ = _fresh(tmp_path, "broken", make_snapshot)
-    for spec, step in zip(specs, (5, 7, 9, 16, 2), strict=True):
+    for spec, step in zip(specs, (5, 7, 9, 16, 2, 12), strict=True):
         with pytest.raises(Interrupted):
             train_saes(broken, [spec], checkpoint_every_steps=2, progress=_interrupt_at(step))
     records = train_saes(broken, specs, checkpoint_every_steps=2)
@@ -251,6 +253,31 @@ def test_a_stopped_sweep_keeps_what_its_members_had_reached_before(
     assert steps == [{"metrics.parquet", *_pairs(*at)} for at in ((12,), (5, 10), (8, 10))]
     for record, reference in zip(train_saes(stopped, specs, checkpoint_every_steps=50), expected, strict=True):
         assert _bytes(stopped, record) == _bytes(storage, reference)
+
+
+def test_a_calibration_that_is_killed_is_done_again_to_the_same_bytes(
+    storage: Storage,
+    snapshot: Snapshot,
+    tmp_path: Path,
+    make_snapshot: MakeSnapshot,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec = _spec(snapshot, sae=BatchTopKConfig(d_sae=16, k=2, k_aux=4))
+    (expected,) = train_saes(storage, [spec], checkpoint_every_steps=0)
+    broken, _ = _fresh(tmp_path, "broken", make_snapshot)
+
+    def killed(blocks: Iterable[torch.Tensor], n: int) -> torch.Tensor:
+        next(iter(blocks))
+        raise Interrupted
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threshold, "largest_values", killed)
+        with pytest.raises(Interrupted):
+            train_saes(broken, [spec], checkpoint_every_steps=3)
+    assert read_record(broken, spec.ref) is None
+    (record,) = train_saes(broken, [spec], checkpoint_every_steps=3)
+    assert _bytes(broken, record) == _bytes(storage, expected)
+    assert record.metrics == expected.metrics
 
 
 def test_a_stop_between_two_points_of_the_curve_leaves_no_trace_in_it(
