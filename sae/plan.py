@@ -29,6 +29,7 @@ from sae.store.snapshots.snapshot import SnapshotSpec
 from sae.subject.config import EmbeddedLM, EmbeddedLMSpec, HFModelSpec, SubjectSpec, TokenizerSpec
 from sae.subject.huggingface import resolve_pin
 from sae.train.config import SAESpec, TrainConfig
+from sae.train.pretrained import resolve_initial
 
 __all__ = ["ExecutionConfig", "PipelineConfig", "Plan", "make_plan"]
 
@@ -243,8 +244,13 @@ def _with_saes(plan: Plan, configs: tuple[TrainConfig, ...]) -> Plan:
         extracted, heldout = plan.snapshots[hook_point, "train"], plan.snapshots.get((hook_point, "heldout"))
         _, read = plan.remixed.get(hook_point, (None, extracted))
         has_threshold = train.sae.architecture == "batch_topk"
-        calibration = heldout.ref if heldout and has_threshold else None
-        sae = SAESpec(config=train, snapshot=read.ref, order_seed=config.seed, calibration=calibration)
+        sae = SAESpec(
+            config=train,
+            snapshot=read.ref,
+            order_seed=config.seed,
+            calibration=heldout.ref if heldout and has_threshold else None,
+            initial=resolve_initial(train),
+        )
         saes.append(sae)
         tokens = tuple(spec.ref for spec in plan.tokens)
         subject = plan.subject.ref if plan.subject else None

@@ -11,7 +11,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import TaskRunContext
 from tqdm import tqdm
 
-from sae.progress import Progress
+from sae.progress import Bar, Progress
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +19,6 @@ ARTIFACT_SECONDS = 5.0
 """Between updates of Prefect's progress artifact."""
 LINE_SECONDS = 15.0
 """Between plain lines where there is no terminal."""
-SCALED_UNITS = ("tokens", "rows", "bytes")
 
 
 class _Bar:
@@ -27,7 +26,7 @@ class _Bar:
 
     def __init__(self, title: str) -> None:
         self._title = title
-        self._bar: tqdm[Any] | None = None
+        self._bar = Bar(title)
         self._artifact: Any = None
         self._started = time.monotonic()
         self._next_artifact = self._started + ARTIFACT_SECONDS
@@ -35,7 +34,7 @@ class _Bar:
 
     def __call__(self, done: int, total: int, unit: str, note: str = "") -> None:
         if sys.stderr.isatty():
-            self._draw(done, total, unit, note)
+            self._bar(done, total, unit, note)
         now = time.monotonic()
         if now >= self._next_line and not sys.stderr.isatty():
             self._next_line = now + LINE_SECONDS
@@ -45,26 +44,9 @@ class _Bar:
             self._update_artifact(100.0 * done / max(total, 1))
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.close()
         if self._artifact is not None:
             self._update_artifact(100.0)
-
-    def _draw(self, done: int, total: int, unit: str, note: str) -> None:
-        if self._bar is None or self._bar.total != total:
-            if self._bar is not None:
-                self._bar.close()
-            self._bar = tqdm(
-                desc=self._title,
-                total=total,
-                initial=done,
-                unit=f" {unit}",
-                unit_scale=unit in SCALED_UNITS,
-                leave=False,
-                dynamic_ncols=True,
-            )
-        self._bar.set_postfix_str(note, refresh=False)
-        self._bar.update(done - self._bar.n)
 
     def _line(self, done: int, total: int, unit: str, note: str, seconds: float) -> str:
         rate = done / max(seconds, 1e-9)

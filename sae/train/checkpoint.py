@@ -1,8 +1,8 @@
 """What a resumed training run needs to end with the same bytes, and how it is put back.
 
-Weights and buffers of the SAE (a threshold, where an architecture has one), Adam's moments, the dead-latent clock, the
-curve, the step (which decides the learning rate) and the loader's cursor. No generator's state: nothing is drawn
-after the initialisation, and the order of the rows is a function of seed and cursor.
+Weights and buffers of the SAE (a threshold, where an architecture has one), their running mean, Adam's moments, the
+dead-latent clock, the curve, the step (which decides the learning rate) and the loader's cursor. No generator's state:
+nothing is drawn after the initialisation, and the order of the rows is a function of seed and cursor.
 """
 
 import io
@@ -32,11 +32,13 @@ def save_checkpoint(checkpoints: Checkpoints[RunPosition], run: TrainingRun, cur
     Args:
         cursor: the batch that the run sees next.
 
-    Raises: TrainingError when a loss was not finite: such a state is not worth keeping.
+    Raises: TrainingError when a loss or a weight is not finite: such a state is not worth keeping.
     """
     state, curve = run.state, run.curve
-    curve.check_finite(state.step)
+    run.check_finite()
     tensors = module_tensors(state.sae, state.optimizer)
+    if run.average is not None:
+        tensors |= {f"average.{name}": tensor for name, tensor in run.average.tensors.items()}
     tensors["tokens_since_fired"] = state.clock.tokens_since_fired
     tensors["curve.rows"] = torch.tensor(curve.rows, dtype=torch.float64).reshape(-1, len(COLUMNS))
     tensors["curve.pending"] = torch.stack(curve.pending) if curve.pending else torch.zeros(0, 4)
@@ -53,7 +55,11 @@ def load_checkpoint(checkpoints: Checkpoints[RunPosition], run: TrainingRun) -> 
         state, curve = run.state, run.curve
         clock = named_tensor(tensors, "tokens_since_fired", state.clock.tokens_since_fired)
         rows, pending = named_tensor(tensors, "curve.rows"), named_tensor(tensors, "curve.pending")
+        average = run.average.tensors if run.average is not None else {}
+        averaged = {name: named_tensor(tensors, f"average.{name}", tensor) for name, tensor in average.items()}
         restore_module(state.sae, state.optimizer, tensors, position.step)
+        for name, tensor in average.items():
+            tensor.copy_(averaged[name])
         state.clock.tokens_since_fired.copy_(clock)
         state.step, state.n_tokens = position.step, position.n_tokens
         curve.rows = [tuple(row) for row in rows.tolist()]

@@ -12,6 +12,13 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 """How much of a running mean each step keeps."""
 
 
+class Pretrained(FrozenConfig):
+    """Fine-tuning: training starts from the weights of a finished SAE of the same sizes."""
+
+    weights: str = Field(min_length=1)
+    """`saes/<fingerprint>` of the same root, or what `sae.load` takes: another root's SAE, or a folder."""
+
+
 class TrainConfig(FrozenConfig):
     """One SAE of a sweep."""
 
@@ -31,7 +38,14 @@ class TrainConfig(FrozenConfig):
     decay_fraction: float = Field(0.2, ge=0, le=1)
     """Share of the steps, at the end, in which it falls linearly to zero."""
     adam_betas: tuple[Beta, Beta] = (0.9, 0.99)
-    init: Literal["tied", "farthest_point", "density", "default"] = "tied"
+    max_grad_norm: float | None = Field(None, gt=0)
+    """Longest gradient, the norm over all parameters together: a longer one is scaled down to it, after the projection
+    on unit decoder rows and before Adam. None: not clipped."""
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    """What is saved is the running mean of the weights, of which each step keeps this much, bias-corrected as Adam's
+    moments are (Gao et al. 2024, use 0.999).
+    None: the last weights. The curve is of the weights that are trained."""
+    init: Literal["tied", "farthest_point", "density", "default"] | Pretrained = "tied"
     """tied: random unit directions, encoder = 0.5 decoder^T. farthest_point: decoder rows are centred data directions
     far from each other, encoder = decoder^T. density: the same, densest directions about the median first. default:
     torch.nn.Linear's own initialisation."""
@@ -59,3 +73,5 @@ class SAESpec(Spec):
     order_seed: int
     calibration: Ref | None = None
     """Snapshot of the rows held out, on which a threshold is calibrated. None: on training rows, or there is none."""
+    initial: str | None = None
+    """With `init.weights`: the SAE of the same root, or a digest of its files."""

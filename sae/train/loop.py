@@ -22,6 +22,8 @@ from sae.train.checkpoint import RunPosition, load_checkpoint, save_checkpoint
 from sae.train.config import SAESpec
 from sae.train.curve import CURVE_FILE
 from sae.train.init import SAMPLE_ROWS
+from sae.train.live import live_note
+from sae.train.pretrained import load_initial
 from sae.train.rows import StoredRows
 from sae.train.run import DataMoments, TrainingRun
 from sae.train.schedule import count_steps
@@ -45,12 +47,13 @@ def train_saes(
 
     Args:
         checkpoint_every_steps: 0 writes none.
-        progress: may raise StopRequested; every unfinished SAE then gets a checkpoint of the step it is at.
+        progress: told of every step, with the figures of every SAE (`live_note`). It may raise StopRequested; every
+            unfinished SAE then gets a checkpoint of the step it is at.
 
     Returns: the commit records, in the order of `specs`.
-    Raises: ConfigError when the specs do not belong together; TrainingError when the data has no variance, or a loss
-        was not finite (the other SAEs are finished first); StoreError when the snapshot is not there or damaged;
-        StopRequested as told by `progress`.
+    Raises: ConfigError when the specs do not belong together, or given weights do not fit; TrainingError when the data
+        has no variance, or a loss is not finite or has exploded (the other SAEs are finished first); StoreError when
+        the snapshot is not there or damaged; StopRequested as told by `progress`.
     """
     started = time.perf_counter()
     first = _check_one_sweep(specs)
@@ -68,9 +71,11 @@ def train_saes(
     step, n_steps = slowest.run.state.step, max(member.run.n_steps for member in members)
 
     loader = open_loader(storage, snapshot, first.config.batch_rows, first.order_seed, slowest.cursor, device=device)
+    began, n_rows = time.perf_counter(), 0
     try:
         while any(member.unfinished for member in members):
             x = next(loader)
+            n_rows += len(x)
             for member in members:
                 if not member.is_at(step):
                     continue
@@ -82,7 +87,9 @@ def train_saes(
                         save_checkpoint(member.checkpoints, member.run, loader.cursor)
             step += 1
             try:
-                progress(step, n_steps, "steps", _note(members, loader.waited_seconds))
+                rows_per_second = n_rows / max(time.perf_counter() - began, 1e-9)
+                curves = [member.run.curve.last for member in members]
+                progress(step, n_steps, "steps", live_note(curves, rows_per_second, loader.waited_seconds))
             except StopRequested as err:
                 if any(member.unfinished for member in members):
                     raise _stopped(err, step, n_steps, members, loader.cursor, bool(checkpoint_every_steps)) from err
@@ -124,8 +131,10 @@ class _Member:
         try:
             yield
         except TrainingError as err:
+            newest = self.checkpoints.newest
+            kept = f"The last good checkpoint is {newest}" if newest else "There is no checkpoint before it"
             logger.error("%s: %s", self.spec.ref, err)
-            self.error = TrainingError(f"{self.spec.ref} ({self.spec.config.sae!r}): {err}")
+            self.error = TrainingError(f"{self.spec.ref} ({self.spec.config.sae!r}): {err} {kept}.")
 
     def commit(self, seconds: float) -> None:
         with self._storage.staging() as folder:
@@ -172,7 +181,8 @@ def _new_run(
 ) -> TrainingRun:
     n_steps = count_steps(spec.config.n_tokens or moments.n_rows, moments.n_rows, spec.config.batch_rows)
     rows = StoredRows(storage, snapshot, spec.calibration, spec.config.batch_rows, spec.order_seed, device)
-    return TrainingRun(spec.config, moments, n_steps, sample, device, rows=rows)
+    initial = load_initial(spec.config, storage, spec.initial)
+    return TrainingRun(spec.config, moments, n_steps, sample, device, rows=rows, initial=initial, name=spec.ref)
 
 
 def _first_rows(storage: Storage, snapshot: Snapshot, spec: SAESpec) -> Tensor:
@@ -186,10 +196,3 @@ def _first_rows(storage: Storage, snapshot: Snapshot, spec: SAESpec) -> Tensor:
     finally:
         loader.close()
     return torch.cat(batches)[:wanted]
-
-
-def _note(members: Sequence[_Member], waited_seconds: float) -> str:
-    """The FVU of every SAE, as last measured, and how long training has waited for rows."""
-    curves = [member.run.curve for member in members]
-    fvu = " ".join(f"{curve.last['fvu']:.3f}" if curve.rows else "-" for curve in curves)
-    return f"fvu {fvu}, waited {waited_seconds:.1f} s for data"

@@ -1,5 +1,6 @@
 """One SAE in training: its config, weights, schedule and curve, wherever its batches come from."""
 
+import logging
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -10,15 +11,19 @@ from torch import Tensor
 from sae.architectures import SAE, build_sae
 from sae.architectures.batch_topk import BatchTopKSAE
 from sae.errors import ConfigError, TrainingError
-from sae.train.config import TrainConfig
-from sae.train.curve import TrainingCurve
+from sae.train.averaging import WeightAverage
+from sae.train.config import Pretrained, TrainConfig
+from sae.train.curve import WHAT_TO_TRY, TrainingCurve
 from sae.train.dead_latents import DeadLatentClock
 from sae.train.init import initialise, needs_sample
+from sae.train.pretrained import start_from
 from sae.train.rows import RowSource
-from sae.train.schedule import learning_rate
+from sae.train.schedule import batch_of, learning_rate
 from sae.train.step import TrainState, make_optimizer, train_step
 from sae.train.threshold import Calibration, calibrate
 from sae.weights import fold_decoder_norm, fold_input_scale
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,10 @@ class TrainingRun:
         n_steps: optimizer steps in all.
         sample: rows of the data [rows, d_in], for the inits that look at it (`TrainingRun.wants_sample`).
         rows: where a threshold finds rows to be calibrated on.
+        initial: the SAE whose weights it starts from (`pretrained.load_initial`).
+        name: of the SAE, for warnings.
+
+    Raises: ConfigError when `initial` has other sizes.
     """
 
     def __init__(
@@ -74,31 +83,41 @@ class TrainingRun:
         device: torch.device | str = "cpu",
         *,
         rows: RowSource,
+        initial: SAE | None = None,
+        name: str = "the SAE",
     ) -> None:
-        self.config, self.n_steps, self.device = config, n_steps, torch.device(device)
+        self.config, self.n_steps, self.device, self.name = config, n_steps, torch.device(device), name
         self.d_in = len(moments.mean)
         self.scale = 1 / moments.rms if config.input_scale == "rms" else 1.0
         """The SAE sees scale * x."""
         self.variance = moments.mean_sq_norm / self.d_in * self.scale**2
         sae = build_sae(config.sae, self.d_in)
-        initialise(
-            sae,
-            config.init,
-            config.seed,
-            mean=(moments.mean.cpu() * self.scale).float(),
-            sample=None if sample is None else sample * self.scale,
-        )
+        if isinstance(config.init, Pretrained):
+            if initial is None:
+                raise ValueError("init.weights needs the SAE that they are taken from")
+            start_from(sae, initial, self.scale, config.init.weights)
+        else:
+            initialise(
+                sae,
+                config.init,
+                config.seed,
+                mean=(moments.mean.cpu() * self.scale).float(),
+                sample=None if sample is None else sample * self.scale,
+            )
         sae.to(self.device)
         clock = DeadLatentClock(sae.d_sae, config.dead_after_tokens, self.device)
         self.state = TrainState(sae, make_optimizer(sae, config.adam_betas), clock)
-        self.curve = TrainingCurve(n_steps)
         self._rows = rows
         self._calibration: Calibration | None = None
+        self.average = WeightAverage(sae, config.ema_decay) if config.ema_decay is not None else None
+        self.curve = TrainingCurve(n_steps, self._describe_batch)
+        self._n_rows = moments.n_rows
+        self._told_of_dead = False
 
     @staticmethod
     def wants_sample(config: TrainConfig) -> bool:
         """Whether the config's initialisation looks at rows of the data."""
-        return needs_sample(config.init)
+        return not isinstance(config.init, Pretrained) and needs_sample(config.init)
 
     @property
     def finished(self) -> bool:
@@ -113,20 +132,61 @@ class TrainingRun:
     def advance(self, x: Tensor) -> None:
         """Train on one batch in the data's own units. x: [batch, d_in]
 
-        Raises: TrainingError when a loss was not finite (noticed at the next point of the curve).
+        Raises:
+            ConfigError: the batch has another width.
+            TrainingError: a loss was not finite, or has exploded (noticed at the next point of the curve).
         """
         if x.shape[1] != self.d_in:
-            raise ConfigError(f"a batch of width {x.shape[1]} for an SAE of d_in = {self.d_in}")
+            raise ConfigError(
+                f"a batch of width {x.shape[1]} for an SAE of d_in = {self.d_in}. It was made for other activations."
+            )
         config, state = self.config, self.state
         lr = learning_rate(state.step, self.n_steps, config.peak_lr, config.warmup_fraction, config.decay_fraction)
         x = x.to(self.device) * self.scale
-        losses = train_step(state, x, lr, self.variance)
+        losses = train_step(state, x, lr, self.variance, max_grad_norm=config.max_grad_norm)
+        if self.average is not None:
+            self.average.update(state.sae, state.step)
+        n_points = len(self.curve.rows)
         self.curve.add(state.step, state.n_tokens, losses, state.clock.dead, lr)
+        if len(self.curve.rows) > n_points:
+            self._warn_if_all_dead()
+
+    def check_finite(self) -> None:
+        """Raises: TrainingError when a loss since the last point of the curve, or a weight, is not finite."""
+        self.curve.check_finite(self.state.step)
+        for name, parameter in self.state.sae.named_parameters():
+            if not bool(parameter.isfinite().all()):
+                step = self.state.step
+                raise TrainingError(
+                    f"{name} holds values that are not finite after step {step} of {self.n_steps} "
+                    f"({self._describe_batch(step)}). {WHAT_TO_TRY}"
+                )
+
+    def _describe_batch(self, step: int) -> str:
+        epoch, batch = batch_of(step - 1, self._n_rows, self.config.batch_rows)
+        first = batch * self.config.batch_rows
+        last = min(first + self.config.batch_rows, self._n_rows) - 1
+        return f"batch {batch} of epoch {epoch}: rows {first:,} to {last:,} of its order"
+
+    def _warn_if_all_dead(self) -> None:
+        if self.curve.last["dead"] == 1 and not self._told_of_dead:
+            self._told_of_dead = True
+            logger.warning(
+                "%s: at step %d of %d all %d latents are dead: none has fired for %s tokens. %s",
+                self.name,
+                self.state.step,
+                self.n_steps,
+                self.config.sae.d_sae,
+                f"{self.config.dead_after_tokens:,}",
+                "Lower lr or, if there is one, l1_coefficient.",
+            )
 
     def result(self) -> SAE:
         """The SAE for the data's own units; ends the run. A free decoder's norms are folded into the encoder, and a
         threshold is calibrated."""
         sae = self.state.sae.requires_grad_(False)
+        if self.average is not None:
+            self.average.copy_to(sae)
         if not sae.unit_decoder:
             fold_decoder_norm(sae)
         fold_input_scale(sae, self.scale)

@@ -7,6 +7,11 @@ def count_steps(n_tokens: int, rows_per_epoch: int, batch_rows: int) -> int:
     return epochs * -(-rows_per_epoch // batch_rows) + -(-rest // batch_rows)
 
 
+def batch_of(step: int, rows_per_epoch: int, batch_rows: int) -> tuple[int, int]:
+    """Epoch and batch in it, from 0, that step 0 <= step is trained on."""
+    return divmod(step, -(-rows_per_epoch // batch_rows))
+
+
 def learning_rate(step: int, n_steps: int, peak: float, warmup_fraction: float, decay_fraction: float) -> float:
     """The learning rate of step 0 <= step < n_steps: a linear rise, the peak, a linear fall to zero.
 

@@ -54,22 +54,33 @@ def autograd_gradients(sae: SAE, x: Tensor, dead: Tensor | None, variance: float
 
 
 def train_step(
-    state: TrainState, x: Tensor, lr: float, variance: float, gradients: Gradients = fast_gradients
+    state: TrainState,
+    x: Tensor,
+    lr: float,
+    variance: float,
+    gradients: Gradients = fast_gradients,
+    max_grad_norm: float | None = None,
 ) -> Losses:
     """Train on one batch. x: [batch, d_in], as the SAE sees it; variance: of x per element, over all the data."""
     sae, clock = state.sae, state.clock
     losses = gradients(sae, x, clock.dead_or_none(), variance)
-    apply_gradients(sae, state.optimizer, lr)
+    apply_gradients(sae, state.optimizer, lr, max_grad_norm)
     clock.update(losses.fired, len(x))
     state.step += 1
     state.n_tokens += len(x)
     return losses
 
 
-def apply_gradients(sae: SAE, optimizer: torch.optim.Adam, lr: float) -> None:
-    """Projection, Adam, renormalisation: in this order, so that the rows of a unit decoder end with norm 1."""
+def apply_gradients(sae: SAE, optimizer: torch.optim.Adam, lr: float, max_grad_norm: float | None = None) -> None:
+    """Projection, clipping, Adam, renormalisation: in this order.
+
+    What the projection takes away does not count in the norm that is clipped, and the rows of a unit decoder end with
+    norm 1.
+    """
     if sae.unit_decoder:
         remove_parallel_component(sae.W_dec)
+    if max_grad_norm is not None:
+        torch.nn.utils.clip_grad_norm_(sae.parameters(), max_grad_norm)
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()

@@ -62,7 +62,7 @@ CASES: dict[str, tuple[Change, str]] = {
     ),
     "unknown architecture": (
         put("saes.0.sae.architecture", "topkk"),
-        r"saes\.0\.sae\.architecture: 'topkk' is none of 'standard', 'topk'$",
+        r"saes\.0\.sae\.architecture: 'topkk' is none of 'batch_topk', 'standard', 'topk'$",
     ),
     "missing key": (put("saes.0.sae", {"architecture": "topk", "k": 3}), r"saes\.0\.sae\.d_sae: Field required"),
     "a word for a number": (put("saes.0.batch_rows", "many"), r'saes\.0\.batch_rows: .*valid integer.*\(got "many"\)'),

@@ -70,7 +70,7 @@ BAD_SETTINGS = {
     "out of range": (["default", "--set", "saes.0.sae.k=0"], r"saes\.0\.sae\.k: .*greater than 0 \(got 0\)"),
     "unknown architecture": (
         ["default", "--set", "saes.0.sae.architecture=top_k"],
-        r"saes\.0\.sae\.architecture: 'top_k' is none of 'standard', 'topk'",
+        r"saes\.0\.sae\.architecture: 'top_k' is none of 'batch_topk', 'standard', 'topk'",
     ),
     "index out of range": (["default", "--set", "saes.3.lr=1"], r"'3' is not one of the indices 0 to 0"),
     "setting without a value": (["default", "--set", "seed"], r"write path\.to\.field=value"),

@@ -143,6 +143,12 @@ class Checkpoints(Generic[P]):
         self._own.append(saved)
         self._prune()
 
+    @property
+    def newest(self) -> str | None:
+        """The address of the newest checkpoint that this attempt has written or gone on from."""
+        candidates = [*self._own, *([self._resumed] if self._resumed else [])]
+        return self.storage.uri(self._pointer(max(candidates))) if candidates else None
+
     def save_beside(self, name: str, data: bytes) -> None:
         """Write a small file for people who watch into the attempt's folder."""
         self._write(f"{layout.checkpoint_folder(self.ref, self.attempt)}/{name}", data)

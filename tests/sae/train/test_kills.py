@@ -31,7 +31,7 @@ from sae.train.config import SAESpec, TrainConfig
 ROOT = Path(__file__).parents[3]
 MakeSnapshot = Callable[..., Snapshot]
 KINDS = ("topk", "standard", "sweep", "subject")
-"""The sweep is of topk and standard."""
+"""The sweep is of topk, with running means of the weights, and standard."""
 N_STEPS = 30
 
 
@@ -116,7 +116,7 @@ def _saes(storage: Storage, kind: str, make_snapshot: MakeSnapshot) -> list[Spec
     present = rng.random((210, 12)) < 0.2
     act = (present * rng.random((210, 12))) @ rng.standard_normal((12, 6)) * 5 + 3
     snapshot = make_snapshot(storage, np.split(act.astype(np.float32), [100]), row_group_rows=20)
-    topk = {"sae": TopKConfig(d_sae=16, k=2, k_aux=4)}
+    topk = {"sae": TopKConfig(d_sae=16, k=2, k_aux=4), "ema_decay": 0.9, "max_grad_norm": 0.5}
     standard = {"sae": StandardConfig(d_sae=9, l1_coefficient=0.1, decoder="free"), "init": "farthest_point"}
     batch_topk = {"sae": BatchTopKConfig(d_sae=16, k=2, k_aux=4)}
     configs = {

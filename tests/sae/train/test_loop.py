@@ -1,3 +1,4 @@
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -54,8 +55,8 @@ def _sweep(snapshot: Snapshot) -> list[SAESpec]:
         _spec(snapshot, seed=1, n_tokens=300),
         _spec(snapshot, sae=StandardConfig(d_sae=9, l1_coefficient=0.5), init="farthest_point"),
         _spec(snapshot, sae=StandardConfig(d_sae=9, l1_coefficient=0.1, decoder="free"), init="default"),
-        _spec(snapshot, init="density", input_scale="none"),
-        _spec(snapshot, sae=BatchTopKConfig(d_sae=16, k=2, k_aux=4)),
+        _spec(snapshot, init="density", input_scale="none", ema_decay=0.9, max_grad_norm=0.1),
+        _spec(snapshot, sae=BatchTopKConfig(d_sae=16, k=2, k_aux=4), ema_decay=0.9),
     ]
 
 
@@ -374,6 +375,40 @@ def test_a_loss_that_is_not_finite_names_the_step_and_what_to_try_and_spares_the
         train_saes(storage, [wild, _spec(snapshot)], checkpoint_every_steps=2)
     assert read_record(storage, wild.ref) is None
     assert read_record(storage, _spec(snapshot).ref) is not None
+
+
+def test_divergence_names_batch_rows_and_the_last_good_checkpoint(storage: Storage, snapshot: Snapshot) -> None:
+    wild = _spec(snapshot, sae=StandardConfig(d_sae=9, l1_coefficient=0.1, decoder="free"), lr=100.0, init="default")
+    with pytest.raises(TrainingError) as raised:
+        train_saes(storage, [wild], checkpoint_every_steps=1)
+    message = str(raised.value)
+    found = re.search(r"step (\d+) of 20 \(batch (\d+) of epoch (\d+): rows (\d+) to (\d+) of its order\)", message)
+    assert found, message
+    step, batch, epoch, first, last = map(int, found.groups())
+    assert step - 1 == 7 * epoch + batch
+    assert (first, last) == (32 * batch, min(32 * batch + 32, ROWS) - 1)
+    ((attempt, names),) = _checkpoints(storage, wild).items()
+    newest = f"{layout.checkpoint_folder(wild.ref)}/{attempt}/{max(name for name in names if name.endswith('.json'))}"
+    assert f"The last good checkpoint is {storage.uri(newest)}." in message
+    assert int(newest[-13:-5]) < step
+    with pytest.raises(TrainingError, match="There is no checkpoint before it"):
+        train_saes(storage, [wild.model_copy(update={"order_seed": 1})], checkpoint_every_steps=0)
+
+
+def test_one_line_tells_of_every_sae_of_a_sweep(storage: Storage, snapshot: Snapshot) -> None:
+    notes: list[str] = []
+    records = train_saes(
+        storage,
+        [_spec(snapshot), _spec(snapshot, seed=1)],
+        checkpoint_every_steps=0,
+        progress=lambda done, total, unit, note="": notes.append(note),
+    )
+    figures = dict(part.split(" ", 1) for part in notes[-1].split("; ")[1:])
+    assert figures["fvu"].split() == [f"{record.metrics['fvu']:.3f}" for record in records]
+    assert figures["l0"].split() == [f"{record.metrics['l0']:.3g}" for record in records]
+    assert figures["dead"].split() == [f"{record.metrics['dead']:.0%}" for record in records]
+    assert figures["loss"].split() == [f"{record.metrics['loss']:.3g}" for record in records]
+    assert re.match(r"[\d,]+ tokens/s, waited \d+\.\d s for data; fvu", notes[-1])
 
 
 def test_a_stop_does_not_hide_that_an_sae_has_diverged(
