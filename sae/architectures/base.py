@@ -59,7 +59,8 @@ class SAE(nn.Module, ABC):
         """Latents from pre-activations, by the inference rule. [..., d_sae] -> [..., d_sae], none negative."""
 
     def pre_acts(self, x: Tensor) -> Tensor:
-        """Pre-activations. [..., d_in] -> [..., d_sae]. Raises: InputError when x has another width."""
+        """Pre-activations. [..., d_in] -> [..., d_sae]. Raises: InputError when x has another width or dtype."""
+        self._check_input(x)
         if x.shape[-1] != self.d_in:
             raise InputError(
                 f"activations of width {x.shape[-1]} given to an SAE of d_in = {self.d_in}. "
@@ -83,7 +84,10 @@ class SAE(nn.Module, ABC):
         return SparseLatents(row, latent, latents[row, latent])
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Reconstruction. [..., d_sae] -> [..., d_in]"""
+        """Reconstruction. [..., d_sae] -> [..., d_in]. Raises: InputError for latents of another width or dtype."""
+        self._check_input(latents)
+        if latents.shape[-1] != self.d_sae:
+            raise InputError(f"{latents.shape[-1]} latents given to an SAE of d_sae = {self.d_sae}")
         return latents @ self.W_dec + self.b_dec
 
     def decode_sparse(self, sparse: SparseLatents, n_rows: int) -> Tensor:
@@ -93,6 +97,15 @@ class SAE(nn.Module, ABC):
             sparse.latent, self.W_dec, starts, mode="sum", per_sample_weights=sparse.value.to(self.W_dec.dtype)
         )
         return summed + self.b_dec
+
+    def _check_input(self, given: Tensor) -> None:
+        if not isinstance(given, Tensor) or given.ndim == 0:
+            raise InputError(
+                f"a {type(given).__name__} given to an SAE, which takes tensors [..., d]: torch.as_tensor(x)"
+            )
+        if given.dtype != self.W_enc.dtype:
+            found, wanted = (str(dtype).removeprefix("torch.") for dtype in (given.dtype, self.W_enc.dtype))
+            raise InputError(f"{found} given to an SAE of {wanted}. Convert one of them: x.to(torch.{wanted})")
 
     def forward(self, x: Tensor) -> Tensor:
         """Reconstruction of x. [..., d_in] -> [..., d_in]"""
