@@ -120,7 +120,8 @@ def probe_sae_step(config: TrainConfig, d_in: int, progress: Progress = silent) 
     """Seconds of a training step of an SAE, on random vectors."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(config.batch_rows, d_in, generator=generator)
-    config = TrainConfig.model_validate(config.model_dump() | {"init": "default"})  # the others look at data
+    blind = {"init": "default", "input_scale": "none"}  # others look at data
+    config = TrainConfig.model_validate(config.model_dump() | blind)
     rows = RowsInMemory(x, config.batch_rows, seed=0)
     run = TrainingRun(config, DataMoments.of(x), n_steps=1000, rows=rows)
     run.advance(x)

@@ -7,19 +7,44 @@ from pydantic import Field, model_validator
 from sae.config import FrozenConfig
 
 
+class Resampling(FrozenConfig):
+    """When dead latents start anew, and from what (Bricken et al. 2023). The paper's numbers, scaled for short runs."""
+
+    every_steps: int | None = Field(None, gt=0)
+    """Steps between two resamplings. None: 25,000, or an eighth of the run if that is less."""
+    n_times: int = Field(4, gt=0)
+    silent_tokens: int | None = Field(None, gt=0)
+    """A latent that has not fired for so many tokens starts anew. None: as many as lie in half of `every_steps` (the
+    paper's 12,500 steps of 8192)."""
+    n_inputs: int | None = Field(None, gt=0)
+    """Inputs whose loss is measured, to draw from. None: 819,200, or an eighth of the tokens between two resamplings if
+    that is less."""
+
+
 class StandardConfig(FrozenConfig):
-    """ReLU latents with an L1 penalty (Towards Monosemanticity, 2023; its April 2024 form with `decoder="free"`)."""
+    """ReLU latents with an L1 penalty. By default Towards Monosemanticity (Bricken et al. 2023); Anthropic's April 2024
+    update with `decoder="free"`. The recipe `architectures` has both with all that belongs to them."""
 
     architecture: Literal["standard"] = "standard"
     d_sae: int = Field(gt=0)
     l1_coefficient: float = Field(ge=0)
     """Lambda. It belongs to `reduction` and to the input scale of the training config."""
+    l1_warmup_fraction: float = Field(0, ge=0, le=1)
+    """Share of the steps, at the start, in which lambda rises linearly (April 2024: .05)."""
     decoder: Literal["unit", "free"] = "unit"
     """unit: rows of W_dec have norm 1 (the gradient along each row is removed before Adam). free: no constraint, the
     penalty weighs each latent by its row's norm, and the norms are folded into the encoder at the end. """
     reduction: Literal["sum", "mean"] = "sum"
     """sum: squared error and L1 summed over dimensions and latents, mean over rows (the papers). mean: both are means
     over all elements (a common first attempt), and latents are not weighed by decoder norm."""
+    resampling: Resampling | None = None
+    """Of dead latents (2023). None: they stay dead."""
+
+    @model_validator(mode="after")
+    def _of_one_form(self) -> "StandardConfig":
+        if self.resampling and self.decoder == "free":
+            raise ValueError('resampling belongs to decoder = "unit"; there is no rule for the norm of a free row')
+        return self
 
 
 DEFAULT_K_AUX = 256

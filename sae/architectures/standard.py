@@ -7,9 +7,17 @@ from sae.architectures.config import StandardConfig
 
 
 class StandardSAE(SAE):
-    """f = ReLU(W_enc (x - b_dec) + b_enc); x_hat = f W_dec + b_dec. With a free decoder nothing is subtracted."""
+    """f = ReLU(W_enc (x - b_dec) + b_enc); x_hat = f W_dec + b_dec. With a free decoder nothing is subtracted.
+
+    Attributes:
+        l1_coefficient: lambda in force. The config's, but while training warms it up.
+    """
 
     config: StandardConfig
+
+    def __init__(self, config: StandardConfig, d_in: int) -> None:
+        super().__init__(config, d_in)
+        self.l1_coefficient = config.l1_coefficient
 
     @property
     def subtracts_b_dec(self) -> bool:

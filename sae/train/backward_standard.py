@@ -31,7 +31,7 @@ def standard_gradients(
     x_in = x - sae.b_dec.unsqueeze(-2) if sae.subtracts_b_dec else x
     summed = config.reduction == "sum"
     # reduction "sum": all sums are divided by the rows; "mean": by the elements.
-    per_latent = config.l1_coefficient / (n_rows if summed else n_rows * config.d_sae)
+    per_latent = sae.l1_coefficient / (n_rows if summed else n_rows * config.d_sae)
     norm = sae.W_dec.norm(dim=-1) if summed and not sae.unit_decoder else None
     penalty = torch.full_like(sae.b_enc, per_latent) if norm is None else per_latent * norm
 

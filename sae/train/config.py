@@ -45,12 +45,15 @@ class TrainConfig(FrozenConfig):
     """What is saved is the running mean of the weights, of which each step keeps this much, bias-corrected as Adam's
     moments are (Gao et al. 2024, use 0.999).
     None: the last weights. The curve is of the weights that are trained."""
-    init: Literal["tied", "farthest_point", "density", "default"] | Pretrained = "tied"
+    init: Literal["tied", "farthest_point", "density", "default", "kaiming", "small"] | Pretrained = "tied"
     """tied: random unit directions, encoder = 0.5 decoder^T. farthest_point: decoder rows are centred data directions
     far from each other, encoder = decoder^T. density: the same, densest directions about the median first. default:
-    torch.nn.Linear's own initialisation."""
-    input_scale: Literal["rms", "none"] = "rms"
-    """rms: inputs are divided by the root mean square of the centred data's elements; folded into the saved weights."""
+    torch.nn.Linear's own initialisation. kaiming: both matrices uniform and independent, b_dec = the geometric median
+    of the data (Bricken et al. 2023). small: random directions of norm 0.1, encoder = decoder^T, no biases (Anthropic,
+    April 2024)."""
+    input_scale: Literal["rms", "sqrt_d", "none"] = "rms"
+    """rms: inputs are divided by the root mean square of the centred data's elements. sqrt_d: inputs have the norm
+    sqrt(d_in) on average, as measured on the first 8192 rows (Anthropic, April 2024). Folded into the saved weights."""
     dead_after_tokens: int = Field(20_000, gt=0)
     """A latent is dead when it has not fired for this many tokens. Short, so that AuxK works in short runs; the
     10 M tokens of Gao et al. 2024 never pass in a run of a million."""

@@ -67,7 +67,8 @@ def train_replicates(x: Tensor, config: TrainConfig, seeds: Sequence[int]) -> li
     Small standard SAEs on full batches cost mostly calls, so theirs are stacked into one; others are trained in turn.
     """
     plain = config.max_grad_norm is None and config.ema_decay is None
-    if not plain or config.sae.architecture != "standard" or config.batch_rows < len(x) or not seeds:
+    standard = config.sae.architecture == "standard" and not (config.sae.resampling or config.sae.l1_warmup_fraction)
+    if not (plain and standard) or config.batch_rows < len(x) or not seeds:
         return [train_in_memory(x, config, seed=seed) for seed in seeds]
     runs = [_new_run(x, config, seed) for seed in seeds]
     first = runs[0]

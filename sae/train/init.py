@@ -13,13 +13,15 @@ SAMPLE_ROWS = 8192
 """Rows that the data-driven initialisations look at."""
 NEIGHBOUR_COSINE = 0.98
 """Directions closer than this count as the same (density)."""
+SMALL_NORM = 0.1
+"""Of the decoder rows of "small"."""
 ENCODER_SCALE = 0.5
 """Of the tied encoder: 1 cost 4.5 % of FVU at equal tokens and 0.25 cost 2.8 %."""
 
 
 def needs_sample(init: str) -> bool:
     """Whether an initialisation looks at rows of the data."""
-    return init in ("farthest_point", "density")
+    return init in ("farthest_point", "density", "kaiming")
 
 
 def generator(purpose: str, seed: int) -> torch.Generator:
@@ -39,6 +41,14 @@ def initialise(sae: SAE, init: str, seed: int, mean: Tensor, sample: Tensor | No
     rng = generator("sae init", seed)
     if init == "default":
         _linear_init(sae, rng)
+    elif init == "small":
+        sae.W_dec.copy_(SMALL_NORM * _random_directions(sae.d_sae, sae.d_in, rng))
+        sae.W_enc.copy_(sae.W_dec)
+        sae.b_enc.zero_()
+        sae.b_dec.zero_()
+    elif init == "kaiming" and sample is not None:
+        _kaiming_init(sae, rng)
+        sae.b_dec.copy_(geometric_median(sample))
     else:
         centre, encoder_scale = mean, 1.0
         if init == "tied":
@@ -121,6 +131,28 @@ def _data_directions(
 
 def _random_directions(n: int, d_in: int, rng: torch.Generator) -> Tensor:
     return F.normalize(torch.randn(n, d_in, generator=rng), dim=1)
+
+
+def geometric_median(x: Tensor, n_steps: int = 100) -> Tensor:
+    """The point with the smallest mean distance to rows, by Weiszfeld's iteration. [rows, d_in] -> [d_in]"""
+    rows = x.double()
+    found = rows.mean(dim=0)
+    for _ in range(n_steps):
+        # A row at the point itself would have infinite weight; near it the others hardly matter any more.
+        weight = 1 / (rows - found).norm(dim=1).clamp_min(1e-12)
+        moved = weight @ rows / weight.sum()
+        if float((moved - found).norm()) <= 1e-9 * float(found.norm()):
+            return moved
+        found = moved
+    return found
+
+
+def _kaiming_init(sae: SAE, rng: torch.Generator) -> None:
+    """He et al. 2015 for a ReLU: weights uniform within sqrt(6 / inputs), the two matrices apart; no encoder bias."""
+    for matrix, n_inputs in ((sae.W_enc, sae.d_in), (sae.W_dec, sae.d_sae)):
+        bound = (6 / n_inputs) ** 0.5
+        matrix.uniform_(-bound, bound, generator=rng)
+    sae.b_enc.zero_()
 
 
 def _linear_init(sae: SAE, rng: torch.Generator) -> None:

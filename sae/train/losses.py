@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sae.architectures import SAE, StandardConfig
+from sae.architectures import SAE
 from sae.architectures.batch_topk import BatchTopKSAE
+from sae.architectures.standard import StandardSAE
 from sae.architectures.topk import TopKSAE
 
 
@@ -73,16 +74,16 @@ def standard_losses(sae: SAE, x: Tensor, dead: Tensor | None, variance: float) -
     reduction "sum": ||x - x_hat||^2 + lambda sum_i f_i (times ||W_dec_i|| with a free decoder), mean over rows.
     reduction "mean": mean over all elements of (x - x_hat)^2, plus lambda times the mean over all elements of f.
     """
-    config = cast(StandardConfig, sae.config)
+    sae = cast(StandardSAE, sae)
     latents = sae.encode(x)
     mse = (sae.decode(latents) - x).square().mean()
-    if config.reduction == "sum":
+    if sae.config.reduction == "sum":
         reconstruction = mse * sae.d_in
         penalty = l1_loss(latents, None if sae.unit_decoder else sae.W_dec.norm(dim=1))
     else:
         reconstruction = mse
         penalty = latents.mean()
-    aux = config.l1_coefficient * penalty
+    aux = sae.l1_coefficient * penalty
     positive = latents.detach() > 0
     return Losses(
         total=reconstruction + aux,

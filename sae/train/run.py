@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sae.architectures import SAE, build_sae
 from sae.architectures.batch_topk import BatchTopKSAE
+from sae.architectures.standard import StandardSAE
 from sae.errors import ConfigError, TrainingError
 from sae.train.averaging import WeightAverage
 from sae.train.config import Pretrained, TrainConfig
@@ -17,8 +18,9 @@ from sae.train.curve import WHAT_TO_TRY, TrainingCurve
 from sae.train.dead_latents import DeadLatentClock
 from sae.train.init import initialise, needs_sample
 from sae.train.pretrained import start_from
+from sae.train.resampling import ResamplingSchedule, resample
 from sae.train.rows import RowSource
-from sae.train.schedule import batch_of, learning_rate
+from sae.train.schedule import batch_of, learning_rate, warmed_up
 from sae.train.step import TrainState, make_optimizer, train_step
 from sae.train.threshold import Calibration, calibrate
 from sae.weights import fold_decoder_norm, fold_input_scale
@@ -60,14 +62,24 @@ class DataMoments:
             )
 
 
+def _input_scale(name: str, moments: DataMoments, sample: Tensor | None) -> float:
+    if name == "rms":
+        return 1 / moments.rms
+    if name == "none":
+        return 1.0
+    if sample is None:
+        raise ValueError(f"input_scale {name!r} needs a sample of the data")
+    return math.sqrt(sample.shape[1]) / float(sample.double().norm(dim=1).mean())
+
+
 class TrainingRun:
     """Trains one SAE on the batches it is given, and stops by itself after `n_steps`.
 
     Args:
         moments: of all the data, in its own units.
         n_steps: optimizer steps in all.
-        sample: rows of the data [rows, d_in], for the inits that look at it (`TrainingRun.wants_sample`).
-        rows: where a threshold finds rows to be calibrated on.
+        sample: rows of the data [rows, d_in], for configs that look at it (`TrainingRun.wants_sample`).
+        rows: where a threshold finds rows to be calibrated on, and resampling those to draw from.
         initial: the SAE whose weights it starts from (`pretrained.load_initial`).
         name: of the SAE, for warnings.
 
@@ -88,7 +100,7 @@ class TrainingRun:
     ) -> None:
         self.config, self.n_steps, self.device, self.name = config, n_steps, torch.device(device), name
         self.d_in = len(moments.mean)
-        self.scale = 1 / moments.rms if config.input_scale == "rms" else 1.0
+        self.scale = _input_scale(config.input_scale, moments, sample)
         """The SAE sees scale * x."""
         self.variance = moments.mean_sq_norm / self.d_in * self.scale**2
         sae = build_sae(config.sae, self.d_in)
@@ -108,6 +120,8 @@ class TrainingRun:
         clock = DeadLatentClock(sae.d_sae, config.dead_after_tokens, self.device)
         self.state = TrainState(sae, make_optimizer(sae, config.adam_betas), clock)
         self._rows = rows
+        resampling = config.sae.resampling if config.sae.architecture == "standard" else None
+        self._resampling = ResamplingSchedule.of(resampling, n_steps, config.batch_rows) if resampling else None
         self._calibration: Calibration | None = None
         self.average = WeightAverage(sae, config.ema_decay) if config.ema_decay is not None else None
         self.curve = TrainingCurve(n_steps, self._describe_batch)
@@ -116,8 +130,9 @@ class TrainingRun:
 
     @staticmethod
     def wants_sample(config: TrainConfig) -> bool:
-        """Whether the config's initialisation looks at rows of the data."""
-        return not isinstance(config.init, Pretrained) and needs_sample(config.init)
+        """Whether the config's initialisation or input scale looks at rows of the data."""
+        needed = not isinstance(config.init, Pretrained) and needs_sample(config.init)
+        return needed or config.input_scale == "sqrt_d"
 
     @property
     def finished(self) -> bool:
@@ -142,6 +157,11 @@ class TrainingRun:
             )
         config, state = self.config, self.state
         lr = learning_rate(state.step, self.n_steps, config.peak_lr, config.warmup_fraction, config.decay_fraction)
+        if isinstance(state.sae, StandardSAE):
+            standard = state.sae.config
+            state.sae.l1_coefficient = warmed_up(
+                state.step, self.n_steps, standard.l1_coefficient, standard.l1_warmup_fraction
+            )
         x = x.to(self.device) * self.scale
         losses = train_step(state, x, lr, self.variance, max_grad_norm=config.max_grad_norm)
         if self.average is not None:
@@ -150,6 +170,10 @@ class TrainingRun:
         self.curve.add(state.step, state.n_tokens, losses, state.clock.dead, lr)
         if len(self.curve.rows) > n_points:
             self._warn_if_all_dead()
+        if self._resampling and self._resampling.is_due(state.step) and not self.finished:
+            inputs = self._rows.training(self._resampling.n_inputs, f"resampling {state.step}").batches
+            scaled = (batch.to(self.device) * self.scale for batch in inputs)
+            resample(state, scaled, self._resampling.silent_tokens, config.seed)
 
     def check_finite(self) -> None:
         """Raises: TrainingError when a loss since the last point of the curve, or a weight, is not finite."""

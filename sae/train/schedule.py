@@ -1,4 +1,4 @@
-"""How many steps a run has, and the learning rate of each: pure functions, so a resumed run needs no state for them."""
+"""How many steps a run has, learning rate and lambda of each: pure functions, so a resumed run needs no state."""
 
 
 def count_steps(n_tokens: int, rows_per_epoch: int, batch_rows: int) -> int:
@@ -23,3 +23,9 @@ def learning_rate(step: int, n_steps: int, peak: float, warmup_fraction: float, 
     rise = (step + 1) / warmup_steps if warmup_steps else 1.0
     fall = (n_steps - step) / decay_steps if decay_steps else 1.0
     return peak * min(rise, fall, 1.0)
+
+
+def warmed_up(step: int, n_steps: int, value: float, warmup_fraction: float) -> float:
+    """A coefficient that rises linearly from the first step on and stays at `value` from the end of the warm-up."""
+    warmup_steps = round(warmup_fraction * n_steps)
+    return value * min(1.0, (step + 1) / warmup_steps) if warmup_steps else value

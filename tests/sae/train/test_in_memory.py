@@ -29,6 +29,17 @@ def test_every_row_is_seen_once_an_epoch() -> None:
     assert run.metrics()["n_tokens"] == 300
 
 
+def test_the_square_root_scale_gives_inputs_the_norm_that_their_width_has_and_is_folded_away() -> None:
+    x = _x(200) * 10
+    config = TrainConfig.model_validate(CONFIG.model_dump() | {"input_scale": "sqrt_d", "n_tokens": 300})
+    run = train_run_in_memory(x, config)
+    assert float((run.scale * x).norm(dim=1).mean()) == pytest.approx(4**0.5, rel=1e-6)
+    trained = [parameter.detach().clone() for parameter in run.state.sae.parameters()]
+    sae = run.result()
+    torch.testing.assert_close(sae.W_enc, trained[0] * run.scale)
+    torch.testing.assert_close(sae.b_dec, trained[3] / run.scale)
+
+
 def test_a_batch_larger_than_the_data_is_a_full_batch() -> None:
     run = train_run_in_memory(_x(10), TrainConfig.model_validate(CONFIG.model_dump() | {"n_tokens": 50}))
     assert run.state.step == 5
@@ -65,6 +76,7 @@ def test_a_batch_of_another_width_is_refused() -> None:
         StandardConfig(d_sae=6, l1_coefficient=0.1),
         StandardConfig(d_sae=6, l1_coefficient=0.1, decoder="free"),
         StandardConfig(d_sae=6, l1_coefficient=0.1, decoder="free", reduction="mean"),
+        StandardConfig(d_sae=6, l1_coefficient=0.5, l1_warmup_fraction=0.5),
         TopKConfig(d_sae=6, k=2),
     ],
     ids=repr,

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from sae.architectures import SAE, StandardConfig, TopKConfig, build_sae
-from sae.train.init import densest_directions, farthest_points, generator, initialise
+from sae.train.init import densest_directions, farthest_points, generator, geometric_median, initialise
 
 
 def _initialised(init: str, seed: int = 0, decoder: str = "unit", d_sae: int = 12, rows: int = 50) -> SAE:
@@ -21,7 +21,7 @@ def test_tied_starts_with_half_the_decoder_and_the_mean() -> None:
     assert bool((sae.b_dec > 1).all())
 
 
-@pytest.mark.parametrize("init", ["tied", "farthest_point", "density", "default"])
+@pytest.mark.parametrize("init", ["tied", "farthest_point", "density", "default", "kaiming", "small"])
 def test_equal_seeds_give_equal_weights_and_other_seeds_others(init: str) -> None:
     a, b, c = (_initialised(init, seed) for seed in (0, 0, 1))
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
@@ -33,6 +33,40 @@ def test_the_stream_is_not_that_of_a_plain_generator_of_the_same_seed() -> None:
     assert not torch.equal(
         torch.randn(5, generator=generator("sae init", 3)), torch.randn(5, generator=torch.Generator().manual_seed(3))
     )
+
+
+def test_kaiming_is_that_of_torch_for_a_relu_with_the_geometric_median_and_no_ties() -> None:
+    sae = _initialised("kaiming", d_sae=5000)
+    uniform = torch.nn.init.kaiming_uniform_(torch.empty(5000, 4), nonlinearity="relu")
+    assert float(sae.W_enc.detach().abs().max()) == pytest.approx(float(uniform.abs().max()), rel=1e-2)
+    assert float(sae.W_enc.detach().std()) == pytest.approx(float(uniform.std()), rel=2e-2)
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(5000))
+    assert abs(float((F.normalize(sae.W_enc.detach(), dim=1) * sae.W_dec.detach()).sum(dim=1).mean())) < 0.05
+    assert not sae.b_enc.any()
+    sample = torch.randn(50, 4, generator=torch.Generator().manual_seed(9)) + 2
+    torch.testing.assert_close(sae.b_dec.detach(), geometric_median(sample).float())
+
+
+def test_the_geometric_median_has_the_least_mean_distance_and_ignores_how_far_an_outlier_is() -> None:
+    # Of a triangle with angles below 120 degrees: every side is seen under 120 degrees. Of a point in the middle of
+    # three others: that point.
+    triangle = torch.tensor([[-1.0, 0.0], [1.0, 0.0], [0.0, 3.0**0.5]])
+    torch.testing.assert_close(geometric_median(triangle), torch.tensor([0.0, 3**-0.5]).double(), atol=1e-6, rtol=0)
+    for far in (3.0, 3000.0):
+        line = torch.tensor([[0.0], [1.0], [2.0], [1.0], [far]])
+        torch.testing.assert_close(geometric_median(line), torch.tensor([1.0]).double(), atol=1e-4, rtol=0)
+    x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0)) ** 3 + 5
+    found = geometric_median(x)
+    cost = [(x - (found + shift)).norm(dim=1).mean() for shift in (0, *(0.01 * torch.eye(3)), *(-0.01 * torch.eye(3)))]
+    assert min(cost) == cost[0]
+
+
+def test_small_is_tied_with_rows_of_norm_a_tenth_and_no_biases() -> None:
+    sae = _initialised("small", decoder="free")
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.full((12,), 0.1))
+    assert torch.equal(sae.W_enc, sae.W_dec)
+    assert not sae.b_enc.any()
+    assert not sae.b_dec.any()
 
 
 def test_default_is_what_torch_linear_does() -> None:

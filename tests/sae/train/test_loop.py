@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sae.architectures import BatchTopKConfig, StandardConfig, TopKConfig
+from sae.architectures.config import Resampling
 from sae.errors import ConfigError, StopRequested, StoreError, TrainingError
 from sae.metrics import ReconstructionSums
 from sae.store import layout
@@ -24,6 +25,10 @@ from sae.weights import load_sae
 MakeSnapshot = Callable[..., Snapshot]
 ROWS, D_IN, BATCH = 210, 6, 32
 """An epoch has 7 batches, the last one short."""
+
+RESAMPLED = StandardConfig(
+    d_sae=30, l1_coefficient=3, resampling=Resampling(every_steps=4, silent_tokens=60, n_inputs=100)
+)
 
 
 @pytest.fixture
@@ -57,6 +62,13 @@ def _sweep(snapshot: Snapshot) -> list[SAESpec]:
         _spec(snapshot, sae=StandardConfig(d_sae=9, l1_coefficient=0.1, decoder="free"), init="default"),
         _spec(snapshot, init="density", input_scale="none", ema_decay=0.9, max_grad_norm=0.1),
         _spec(snapshot, sae=BatchTopKConfig(d_sae=16, k=2, k_aux=4), ema_decay=0.9),
+        _spec(snapshot, sae=RESAMPLED, init="kaiming", ema_decay=0.9),
+        _spec(
+            snapshot,
+            sae=StandardConfig(d_sae=9, l1_coefficient=2, decoder="free", l1_warmup_fraction=0.5),
+            init="small",
+            input_scale="sqrt_d",
+        ),
     ]
 
 
@@ -171,7 +183,7 @@ def test_saes_resume_from_checkpoints_of_different_steps(
     specs = _sweep(snapshot)
     expected = train_saes(storage, specs, checkpoint_every_steps=0)
     broken, _ = _fresh(tmp_path, "broken", make_snapshot)
-    for spec, step in zip(specs, (5, 7, 9, 16, 2, 12), strict=True):
+    for spec, step in zip(specs, (5, 7, 9, 16, 2, 12, 13, 3), strict=True):
         with pytest.raises(Interrupted):
             train_saes(broken, [spec], checkpoint_every_steps=2, progress=_interrupt_at(step))
     records = train_saes(broken, specs, checkpoint_every_steps=2)

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae.train.schedule import count_steps, learning_rate
+from sae.train.schedule import count_steps, learning_rate, warmed_up
 
 
 def test_warm_up_constant_and_decay_at_worked_points() -> None:
@@ -11,6 +11,12 @@ def test_warm_up_constant_and_decay_at_worked_points() -> None:
     assert rates[9:81] == [2.0] * 72
     assert rates[90] == pytest.approx(1.0)
     assert rates[99] == pytest.approx(0.1)
+
+
+def test_a_coefficient_rises_to_its_value_and_stays() -> None:
+    found = [warmed_up(step, 100, 5.0, 0.05) for step in range(100)]
+    assert found == pytest.approx([1.0, 2.0, 3.0, 4.0] + [5.0] * 96)
+    assert {warmed_up(step, 100, 5.0, 0) for step in range(100)} == {5.0}
 
 
 def test_without_warm_up_and_decay_the_rate_is_constant() -> None:
