@@ -4,8 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PEERS := .bench/peers
+TRAINERS := .bench/train
+TRAINING_PEERS := dictionary-learning llamascopium sae-lens sparsify
+ENVIRONMENTS := tests/benchmarks/peers/environments
 
-.PHONY: install run test test-all check format bench bench-peer-metrics bench-peer-loading clean
+.PHONY: install run test test-all check format bench bench-peers bench-peer-quality bench-peer-metrics \
+	bench-peer-loading clean
 
 install: $(STAMP)
 
@@ -39,6 +43,22 @@ format: install
 bench: install
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
+# Our training step between two steps of each peer's own trainer, which has an environment of its own.
+bench-peers: install $(TRAINING_PEERS:%=$(TRAINERS)/%/.installed)
+	$(BIN)/python -m tests.benchmarks.peer_training $(TRAINERS) $(ARGS)
+
+# What comes out of both at equal tokens.
+bench-peer-quality: install $(TRAINING_PEERS:%=$(TRAINERS)/%/.installed)
+	$(BIN)/python -m tests.benchmarks.peer_quality $(TRAINERS) $(ARGS)
+
+# What was installed is recorded in versions.txt.
+$(TRAINERS)/%/.installed: $(ENVIRONMENTS)/%/requirements.txt $(ENVIRONMENTS)/ours.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet -r $< -r $(ENVIRONMENTS)/ours.txt
+	test ! -f $(<D)/without-dependencies.txt || $(@D)/bin/pip install --quiet --no-deps -r $(<D)/without-dependencies.txt
+	$(@D)/bin/pip freeze > $(@D)/versions.txt
+	touch $@
+
 # Our measures beside the metric code of SAELens, SAEBench, sparsify and dictionary_learning, in an environment of theirs.
 bench-peer-metrics: install $(PEERS)/.installed
 	$(BIN)/python -m tests.benchmarks.peer_metrics $(PEERS)/bin/python
@@ -54,4 +74,4 @@ $(PEERS)/.installed: tests/benchmarks/peers/requirements.txt tests/benchmarks/pe
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(PEERS) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) $(TRAINERS) .pytest_cache .mypy_cache .ruff_cache .hypothesis
