@@ -19,6 +19,8 @@ from tests.benchmarks.timing import Row
 D_IN, K, BATCH_ROWS, N_BATCHES = 512, 32, 4096, 4
 N_PAIRS = 7
 """Of steps that count, after one of either that does not."""
+N_STEPS = 10_000
+"""What the peers' schedules are made for; they are at the beginning of it."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,8 @@ def main(environments: Path, names: list[str]) -> None:
             "d_sae": comparison.d_sae,
             "k": K,
             "batch_rows": BATCH_ROWS,
-            "n_steps": N_PAIRS + 2,
+            "n_steps": N_STEPS,
+            "n_pairs": N_PAIRS,
             "bf16": comparison.bf16,
             "lr": None,
             "seed": 0,

@@ -11,7 +11,7 @@ from sae.train.config import TrainConfig
 from sae.train.run import DataMoments, TrainingRun
 from tests.benchmarks.peer_trainers import PEERS, Outcome
 from tests.benchmarks.peer_training import COMPARISONS, best, row
-from tests.benchmarks.peers.training import Batches, Case, Turns, check
+from tests.benchmarks.peers.training import Batches, Case, EnoughError, Turns, check
 
 ROWS = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
 
@@ -33,11 +33,14 @@ def test_batches_are_the_rows_in_order_and_again_from_the_first() -> None:
 
 
 def test_a_step_of_ours_comes_before_each_of_theirs_on_the_same_rows() -> None:
-    turns = Turns(a_case(), ROWS, a_run())
-    for done, batch in enumerate(turns, start=1):
-        assert turns.ours.state.step == done
-        assert batch.shape == (16, 6)
-    assert len(turns.seconds) == 4, "the first of six is a warm-up, and nobody asks after the last"
+    turns = Turns(a_case(n_steps=100, n_pairs=4), ROWS, a_run())
+    n_batches = 0
+    with pytest.raises(EnoughError):
+        for n_batches, batch in enumerate(turns, start=1):
+            assert turns.ours.state.step == n_batches
+            assert batch.shape == (16, 6)
+    assert n_batches == 5, "the first pair is a warm-up"
+    assert len(turns.seconds) == 4
     assert all(ours > 0 and theirs > 0 for ours, theirs in turns.seconds)
 
 

@@ -4,6 +4,7 @@ Each script gives its peer's own training loop an iterable of batches. Whatever 
 batch is one of its steps, bookkeeping included, and before handing that out we make a step of ours on the same rows.
 """
 
+import contextlib
 import json
 import sys
 import time
@@ -49,6 +50,8 @@ class Case:
     """Steps, at the end, in which the learning rate falls. None: the peer's default."""
     ours: dict | None
     """Our TrainConfig, where our step is timed between two of theirs; without it they train alone."""
+    n_pairs: int = 0
+    """Steps of either that are timed, of the `n_steps` that the peer's schedules are made for."""
 
     @property
     def n_tokens(self) -> int:
@@ -69,9 +72,16 @@ class Batches:
             yield self.rows[start : start + self.case.batch_rows]
 
 
+class EnoughError(Exception):
+    """Raised in a peer's loop, which would otherwise go on to its last step, when all pairs are timed."""
+
+
 @dataclass
 class Turns(Batches):
-    """The same batches, with a step of ours before each. The first of either is a warm-up and not counted."""
+    """The same batches, with a step of ours before each. The first of either is a warm-up and not counted.
+
+    Raises: EnoughError when as many pairs as the case wants are timed.
+    """
 
     ours: TrainingRun
     seconds: list[tuple[float, float]] = field(default_factory=list)
@@ -86,6 +96,8 @@ class Turns(Batches):
             now = time.perf_counter()
             if pending is not None and step > 1:
                 self.seconds.append((pending[0], now - pending[1]))
+                if len(self.seconds) == self.case.n_pairs:
+                    raise EnoughError
             theirs = torch.get_float32_matmul_precision()
             torch.set_float32_matmul_precision(precision)
             started = time.perf_counter()
@@ -111,7 +123,8 @@ def report(package: str, train: Callable[[Case, Batches], tuple[Weights, Reconst
     if case.ours is not None:
         run = TrainingRun(TrainConfig.model_validate(case.ours), DataMoments.of(rows), n_steps=1_000)
         turns = Turns(case, rows, run)
-        train(case, turns)
+        with contextlib.suppress(EnoughError):
+            train(case, turns)
         outcome["seconds"] = turns.seconds
     else:
         weights, reconstruct = train(case, Batches(case, rows))
