@@ -21,6 +21,7 @@ from torch import Tensor
 from sae.architectures import SAE, TopKConfig
 from sae.metrics import FiringCounts, ReconstructionSums, max_cosines
 from sae.train.config import TrainConfig
+from sae.train.rows import RowsInMemory
 from sae.train.run import DataMoments, TrainingRun
 from tests.benchmarks.peer_sets import ActivationSet, dictionary, given, hierarchy
 from tests.benchmarks.peer_trainers import PEERS, Peer, train
@@ -73,7 +74,8 @@ def chance(features: Tensor, n_rows: int) -> float:
 
 def new_run(data: ActivationSet, config: TrainConfig, n_steps: int) -> TrainingRun:
     """Raises: AssertionError when the SAE starts nearer to the true features than random directions are."""
-    run = TrainingRun(config, DataMoments.of(data.train), n_steps)
+    source = RowsInMemory(data.train, config.batch_rows, config.seed)
+    run = TrainingRun(config, DataMoments.of(data.train), n_steps, rows=source)
     if data.features is not None:
         start = float(max_cosines(data.features, run.state.sae.W_dec.detach()).double().mean())
         by_chance = chance(data.features, run.state.sae.d_sae)

@@ -8,6 +8,7 @@ import torch
 
 from sae.architectures import TopKConfig
 from sae.train.config import TrainConfig
+from sae.train.rows import RowsInMemory
 from sae.train.run import DataMoments, TrainingRun
 from tests.benchmarks.peer_trainers import PEERS, Outcome
 from tests.benchmarks.peer_training import COMPARISONS, best, row
@@ -23,7 +24,8 @@ def a_case(**fields: Any) -> Case:
 
 
 def a_run() -> TrainingRun:
-    return TrainingRun(TrainConfig(sae=TopKConfig(d_sae=12, k=2)), DataMoments.of(ROWS), n_steps=100)
+    config = TrainConfig(sae=TopKConfig(d_sae=12, k=2))
+    return TrainingRun(config, DataMoments.of(ROWS), n_steps=100, rows=RowsInMemory(ROWS, 16, 0))
 
 
 def test_batches_are_the_rows_in_order_and_again_from_the_first() -> None:

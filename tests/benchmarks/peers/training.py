@@ -22,6 +22,7 @@ from torch import Tensor
 from sae.architectures import build_sae
 from sae.architectures.config import TopKConfig
 from sae.train.config import TrainConfig
+from sae.train.rows import RowsInMemory
 from sae.train.run import DataMoments, TrainingRun
 
 HOOK = "act"
@@ -121,7 +122,8 @@ def report(package: str, train: Callable[[Case, Batches], tuple[Weights, Reconst
     rows = torch.from_numpy(np.load(folder / "rows.npy", mmap_mode="c"))
     outcome: dict[str, object] = {"version": version(package), "torch": torch.__version__}
     if case.ours is not None:
-        run = TrainingRun(TrainConfig.model_validate(case.ours), DataMoments.of(rows), n_steps=1_000)
+        source = RowsInMemory(rows, case.batch_rows, case.seed)
+        run = TrainingRun(TrainConfig.model_validate(case.ours), DataMoments.of(rows), case.n_steps, rows=source)
         turns = Turns(case, rows, run)
         with contextlib.suppress(EnoughError):
             train(case, turns)
