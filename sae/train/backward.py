@@ -9,6 +9,7 @@ to the caller.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import torch
@@ -149,9 +150,17 @@ def _add_auxk(
     return aux
 
 
-GRADIENTS: dict[str, Callable[[SAE, Tensor, Tensor | None, float], Losses]] = {
+_Gradients = Callable[[SAE, Tensor, Tensor | None, float], Losses]
+
+GRADIENTS: dict[str, _Gradients] = {
     "batch_topk": batch_topk_gradients,
     "standard": standard_gradients,
     "topk": topk_gradients,
 }
 """By architecture, beside the same losses in `losses.LOSSES`."""
+
+BFLOAT16_SELECTION: dict[str, _Gradients] = {
+    "batch_topk": partial(batch_topk_gradients, selection=torch.bfloat16),
+    "topk": partial(topk_gradients, selection=torch.bfloat16),
+}
+"""The architectures that select, and can do so by a product in bfloat16."""

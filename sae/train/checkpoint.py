@@ -1,11 +1,13 @@
 """What a resumed training run needs to end with the same bytes, and how it is put back.
 
 Weights and buffers of the SAE (a threshold, where an architecture has one), their running mean, Adam's moments, the
-dead-latent clock, the curve, the step (which decides the learning rate) and the loader's cursor. No generator's state:
-nothing is drawn after the initialisation, and the order of the rows is a function of seed and cursor.
+dead-latent clock, the curve, the step (which decides the learning rate), the library of the products and the loader's
+cursor. No generator's state: nothing is drawn after the initialisation, and the order of the rows is a function of
+seed and cursor.
 """
 
 import io
+import logging
 
 import pyarrow.parquet as pq
 import torch
@@ -14,7 +16,10 @@ from torch import Tensor
 from sae.store.artefacts.checkpoints import Checkpoints, Position, module_tensors, named_tensor, restore_module
 from sae.store.reading.order import Cursor
 from sae.train.curve import COLUMNS, CURVE_FILE
+from sae.train.products import ProductLibrary
 from sae.train.run import TrainingRun
+
+logger = logging.getLogger(__name__)
 
 
 class RunPosition(Position):
@@ -24,6 +29,8 @@ class RunPosition(Position):
     """Rows consumed."""
     cursor: Cursor
     """The next batch to read."""
+    library: ProductLibrary = "blas"
+    """What made the products of the steps so far, and makes those that follow."""
 
 
 def save_checkpoint(checkpoints: Checkpoints[RunPosition], run: TrainingRun, cursor: Cursor) -> None:
@@ -42,7 +49,9 @@ def save_checkpoint(checkpoints: Checkpoints[RunPosition], run: TrainingRun, cur
     tensors["tokens_since_fired"] = state.clock.tokens_since_fired
     tensors["curve.rows"] = torch.tensor(curve.rows, dtype=torch.float64).reshape(-1, len(COLUMNS))
     tensors["curve.pending"] = torch.stack(curve.pending) if curve.pending else torch.zeros(0, 4)
-    checkpoints.save(tensors, RunPosition(step=state.step, n_tokens=state.n_tokens, cursor=cursor))
+    checkpoints.save(
+        tensors, RunPosition(step=state.step, n_tokens=state.n_tokens, cursor=cursor, library=state.library)
+    )
     table = io.BytesIO()
     pq.write_table(curve.table(), table)
     checkpoints.save_beside(CURVE_FILE, table.getvalue())
@@ -62,8 +71,21 @@ def load_checkpoint(checkpoints: Checkpoints[RunPosition], run: TrainingRun) -> 
             tensor.copy_(averaged[name])
         state.clock.tokens_since_fired.copy_(clock)
         state.step, state.n_tokens = position.step, position.n_tokens
+        state.library = _library_of(position, state.library)
         curve.rows = [tuple(row) for row in rows.tolist()]
         curve.pending = list(pending.to(run.device).unbind())
 
     position = checkpoints.load(restore)
     return position.cursor if position is not None else None
+
+
+def _library_of(position: RunPosition, probed: ProductLibrary) -> ProductLibrary:
+    """That of the checkpoint, unless it is inaccurate on the machine where the run goes on."""
+    if position.library == "onednn" and probed == "blas":
+        logger.warning(
+            "The checkpoint of step %d was made with products by oneDNN, which are not accurate to float32 here. "
+            "The run goes on with BLAS: it ends with other rounding than on the machine where it began.",
+            position.step,
+        )
+        return probed
+    return position.library

@@ -3,7 +3,7 @@
 import math
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sae.architectures.config import SAEConfig
 from sae.config import FrozenConfig, Ref, Spec
@@ -54,9 +54,18 @@ class TrainConfig(FrozenConfig):
     input_scale: Literal["rms", "sqrt_d", "none"] = "rms"
     """rms: inputs are divided by the root mean square of the centred data's elements. sqrt_d: inputs have the norm
     sqrt(d_in) on average, as measured on the first 8192 rows (Anthropic, April 2024). Folded into the saved weights."""
+    selection: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 (topk, batch_topk): the product that decides which latents are selected is made in bfloat16, and what it
+    selects is computed again in float32. Losses and gradients are exact; near the k-th place the choice can differ."""
     dead_after_tokens: int = Field(20_000, gt=0)
     """A latent is dead when it has not fired for this many tokens. Short, so that AuxK works in short runs; the
     10 M tokens of Gao et al. 2024 never pass in a run of a million."""
+
+    @model_validator(mode="after")
+    def _something_is_selected(self) -> "TrainConfig":
+        if self.selection != "float32" and self.sae.architecture == "standard":
+            raise ValueError(f'selection = "{self.selection}", but standard SAEs select nothing. Leave it "float32".')
+        return self
 
     @property
     def peak_lr(self) -> float:

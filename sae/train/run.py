@@ -18,10 +18,17 @@ from sae.train.curve import WHAT_TO_TRY, TrainingCurve
 from sae.train.dead_latents import DeadLatentClock
 from sae.train.init import initialise, needs_sample
 from sae.train.pretrained import start_from
+from sae.train.products import probe_library
 from sae.train.resampling import ResamplingSchedule, resample
 from sae.train.rows import RowSource
 from sae.train.schedule import batch_of, learning_rate, warmed_up
-from sae.train.step import TrainState, make_optimizer, train_step
+from sae.train.step import (
+    TrainState,
+    fast_gradients,
+    fast_gradients_selecting_in_bfloat16,
+    make_optimizer,
+    train_step,
+)
 from sae.train.threshold import Calibration, calibrate
 from sae.weights import fold_decoder_norm, fold_input_scale
 
@@ -118,7 +125,9 @@ class TrainingRun:
             )
         sae.to(self.device)
         clock = DeadLatentClock(sae.d_sae, config.dead_after_tokens, self.device)
-        self.state = TrainState(sae, make_optimizer(sae, config.adam_betas), clock)
+        self.state = TrainState(sae, make_optimizer(sae, config.adam_betas), clock, probe_library(self.device))
+        in_bfloat16 = config.selection == "bfloat16"
+        self._gradients = fast_gradients_selecting_in_bfloat16 if in_bfloat16 else fast_gradients
         self._rows = rows
         resampling = config.sae.resampling if config.sae.architecture == "standard" else None
         self._resampling = ResamplingSchedule.of(resampling, n_steps, config.batch_rows) if resampling else None
@@ -163,7 +172,7 @@ class TrainingRun:
                 state.step, self.n_steps, standard.l1_coefficient, standard.l1_warmup_fraction
             )
         x = x.to(self.device) * self.scale
-        losses = train_step(state, x, lr, self.variance, max_grad_norm=config.max_grad_norm)
+        losses = train_step(state, x, lr, self.variance, self._gradients, max_grad_norm=config.max_grad_norm)
         if self.average is not None:
             self.average.update(state.sae, state.step)
         n_points = len(self.curve.rows)
@@ -229,6 +238,7 @@ class TrainingRun:
             "n_tokens": self.state.n_tokens,
             "peak_lr": self.config.peak_lr,
             "input_scale": self.scale,
+            "products": self.state.library,
             **{name: last[name] for name in ("loss", "fvu", "l0", "dead")},
             **(self._calibration.metrics() if self._calibration else {}),
         }

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from sae.architectures import SAE
-from sae.train.backward import GRADIENTS
+from sae.train.backward import BFLOAT16_SELECTION, GRADIENTS
 from sae.train.dead_latents import DeadLatentClock
 from sae.train.losses import LOSSES, Losses
+from sae.train.products import ProductLibrary, products_by
 
 ADAM_EPS = 6.25e-10
 """Gao et al. 2024: gradients of rare latents are small, and the usual 1e-8 would slow them down."""
@@ -29,6 +30,8 @@ class TrainState:
     sae: SAE
     optimizer: torch.optim.Adam
     clock: DeadLatentClock
+    library: ProductLibrary = "blas"
+    """What makes the products; the same in every step."""
     step: int = 0
     """Steps done."""
     n_tokens: int = 0
@@ -43,6 +46,11 @@ def make_optimizer(sae: SAE, betas: tuple[float, float]) -> torch.optim.Adam:
 def fast_gradients(sae: SAE, x: Tensor, dead: Tensor | None, variance: float) -> Losses:
     """The losses of a batch, and their gradients as written by hand for the architecture."""
     return GRADIENTS[sae.config.architecture](sae, x, dead, variance)
+
+
+def fast_gradients_selecting_in_bfloat16(sae: SAE, x: Tensor, dead: Tensor | None, variance: float) -> Losses:
+    """`fast_gradients`, but the product that decides which latents are selected is made in bfloat16."""
+    return BFLOAT16_SELECTION[sae.config.architecture](sae, x, dead, variance)
 
 
 def autograd_gradients(sae: SAE, x: Tensor, dead: Tensor | None, variance: float) -> Losses:
@@ -63,7 +71,8 @@ def train_step(
 ) -> Losses:
     """Train on one batch. x: [batch, d_in], as the SAE sees it; variance: of x per element, over all the data."""
     sae, clock = state.sae, state.clock
-    losses = gradients(sae, x, clock.dead_or_none(), variance)
+    with products_by(state.library):
+        losses = gradients(sae, x, clock.dead_or_none(), variance)
     apply_gradients(sae, state.optimizer, lr, max_grad_norm)
     clock.update(losses.fired, len(x))
     state.step += 1

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sae.architectures.config import SAEConfig, StandardConfig, TopKConfig
 from sae.train.config import TrainConfig
+from sae.train.rows import RowsInMemory
 from sae.train.run import DataMoments, TrainingRun
 from tests.benchmarks.timing import Row, compare
 
@@ -42,7 +43,9 @@ def training(folder: Path) -> Iterator[Row]:
         "standard step / dense autograd loop": StandardConfig(d_sae=D_SAE, l1_coefficient=1e-3),
     }
     for what, config in configs.items():
-        run = TrainingRun(TrainConfig(sae=config), DataMoments.of(x), n_steps=10_000)
+        run = TrainingRun(
+            TrainConfig(sae=config), DataMoments.of(x), n_steps=10_000, rows=RowsInMemory(x, BATCH_ROWS, 0)
+        )
         plain = PlainSAE(K if config.architecture == "topk" else None)
         optimizer = torch.optim.Adam(plain.parameters(), lr=1e-3)
 

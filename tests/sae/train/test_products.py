@@ -1,8 +1,18 @@
 import pytest
 import torch
+from pydantic import ValidationError
 
+from sae.architectures import StandardConfig, TopKConfig
+from sae.store.artefacts.checkpoints import Checkpoints, new_attempt
+from sae.store.reading.order import Cursor
+from sae.store.storage.filesystem import Storage
 from sae.train import products
+from sae.train import run as training_run
+from sae.train.checkpoint import RunPosition, load_checkpoint, save_checkpoint
+from sae.train.config import TrainConfig
 from sae.train.products import probe_library, products_by
+from sae.train.rows import RowsInMemory
+from sae.train.run import DataMoments, TrainingRun
 
 SWITCH = getattr(torch.backends.mkldnn, "matmul", None)
 needs_switch = pytest.mark.skipif(SWITCH is None, reason="this torch has no switch for oneDNN's products")
@@ -66,3 +76,52 @@ def test_without_the_switch_products_are_left_to_torch(monkeypatch: pytest.Monke
     assert probe_library() == "blas"
     with products_by("onednn"):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).tolist() == [[2, 2], [2, 2]]
+
+
+X = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
+
+
+def _run(probed: products.ProductLibrary, monkeypatch: pytest.MonkeyPatch) -> TrainingRun:
+    monkeypatch.setattr(training_run, "probe_library", lambda device: probed)
+    return TrainingRun(
+        TrainConfig(sae=TopKConfig(d_sae=16, k=2)), DataMoments.of(X), n_steps=4, rows=RowsInMemory(X, len(X), 0)
+    )
+
+
+def _resumed(saved: TrainingRun, fresh: TrainingRun, storage: Storage) -> TrainingRun:
+    saved.advance(X)
+    first, second = (Checkpoints(storage, "saes/0123456789abcdef", RunPosition, new_attempt()) for _ in range(2))
+    save_checkpoint(first, saved, Cursor(epoch=0, batch=1))
+    load_checkpoint(second, fresh)
+    return fresh
+
+
+def test_a_resumed_run_keeps_the_library_that_it_began_with(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = _resumed(_run("blas", monkeypatch), _run("onednn", monkeypatch), storage)
+    assert (run.state.step, run.state.library) == (1, "blas")
+    run.advance(X)
+    run.curve.rows = [(0.0,) * 8]
+    assert run.metrics()["products"] == "blas"
+
+
+def test_a_run_resumed_where_its_library_is_inaccurate_leaves_it_and_says_so(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = _resumed(_run("onednn", monkeypatch), _run("blas", monkeypatch), storage)
+    assert run.state.library == "blas"
+    assert "not accurate to float32 here" in caplog.text
+
+
+def test_steps_leave_the_setting_of_the_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = SWITCH and SWITCH.fp32_precision
+    _run("onednn", monkeypatch).advance(X)
+    assert (SWITCH and SWITCH.fp32_precision) == before
+
+
+def test_a_selection_in_bfloat16_is_refused_where_nothing_is_selected() -> None:
+    with pytest.raises(ValidationError, match="standard SAEs select nothing"):
+        TrainConfig(sae=StandardConfig(d_sae=16, l1_coefficient=0.1), selection="bfloat16")
+    config = TrainConfig(sae=TopKConfig(d_sae=16, k=2), selection="bfloat16")
+    run = TrainingRun(config, DataMoments.of(X), n_steps=4, rows=RowsInMemory(X, len(X), 0))
+    run.advance(X)
+    assert float(run.curve.last["l0"]) == 2
