@@ -165,9 +165,10 @@ class Run:
         if (future := self.submit(stage, task, specs, **parameters)) is not None:
             future.result()
 
-    def train(self, stage: Stage, task: Task[..., list[str]], specs: Sequence[Spec]) -> None:
+    def train(self, stage: Stage, task: Task[..., list[str]], specs: Sequence[Spec], **parameters: Any) -> None:
         """Run a task that writes checkpoints. Raises: the task's error."""
-        self.do(stage, task, specs, checkpoint_every_steps=self.execution.checkpoint_every_steps)
+        every = self.execution.checkpoint_every_steps
+        self.do(stage, task, specs, checkpoint_every_steps=every, **parameters)
         if self.wants(stage):
             for spec in specs:  # a run that was killed just after its commit has left them
                 remove_checkpoints(self.storage, spec.ref)

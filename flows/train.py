@@ -36,7 +36,7 @@ def train(
 
 def _train(run: Run, plan: Plan, suffix: str) -> None:
     for specs in sharing_a_read(plan):
-        run.train("sae", tasks.train_sae, specs)
+        run.train("sae", tasks.train_sae, specs, logs=list(run.execution.training_logs))
     run.tell("sae", "; ".join(_line(run, spec) for spec in plan.saes) + suffix)
 
 

@@ -14,7 +14,7 @@ from sae.extract.config import AnyActivations, CorpusConfig, GivenActivations
 from sae.report.config import ReportConfig
 from sae.statistics.config import StatisticsConfig
 from sae.subject.config import SubjectConfig
-from sae.train.config import TrainConfig
+from sae.train.config import TrainConfig, TrainingLog
 
 MAX_TEXT = 4096
 """Characters of any string: the longest path that systems take."""
@@ -40,6 +40,8 @@ class ExecutionConfig(FrozenConfig):
     """Wall-clock limit of one attempt of a task: its process is killed then, and the task is tried again."""
     checkpoint_every_steps: int = Field(200, gt=0)
     """Optimizer steps between checkpoints of a training run."""
+    training_logs: tuple[TrainingLog, ...] = ()
+    """Where the curves of SAEs are written, beside the store, while they are trained."""
 
 
 class PipelineConfig(FrozenConfig):

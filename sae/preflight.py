@@ -23,6 +23,7 @@ from sae.store.snapshots.snapshot import SnapshotSpec
 from sae.store.storage.filesystem import Storage
 from sae.subject.config import EmbeddedLM
 from sae.subject.preflight import TRAINING_BYTES, check_subject
+from sae.train.logs import check_logs
 from sae.train.selection import TILE_ROWS
 
 logger = logging.getLogger(__name__)
@@ -55,9 +56,11 @@ def check_plan(plan: Plan) -> None:
     Raises:
         InputError: the model lacks a hook point or cannot be built; too little text; given activations that are not
             finite, constant or of another shape.
-        ConfigError: a batch larger than the data, or what cannot fit into memory or on the root's disk.
+        ConfigError: a batch larger than the data, what cannot fit into memory or on the root's disk, or a training log
+            whose package is not installed.
         StoreError: the root holds artefacts of a newer format.
     """
+    check_logs(plan.config.execution.training_logs)
     check_root(plan)
     sizes = plan_sizes(plan)
     check_batches(plan, sizes)

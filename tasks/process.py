@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 STOP_SECONDS = 30.0
 """How long a worker may take to save and end when it is asked to stop."""
 
-READ_AT_START = ("AWS_", "HF_", "OMP_", "TOKENIZERS_", "TRANSFORMERS_")
+READ_AT_START = ("AWS_", "HF_", "OMP_", "TOKENIZERS_", "TRANSFORMERS_", "WANDB_")
 """Beginnings of the environment variables that the libraries in a worker read once: credentials, caches, threads."""
 KEY_ENDINGS = ("_KEY", "_TOKEN")
 """Endings of those that hold keys, which a worker has from its start alone: they are written nowhere."""

@@ -74,6 +74,24 @@ class TrainConfig(FrozenConfig):
         return self.lr if self.lr is not None else 5e-3 * math.sqrt(2048 / self.sae.d_sae)
 
 
+class TensorBoardLog(FrozenConfig):
+    """Curves as event files, a folder per SAE: `pip install 'sae-pipeline[tensorboard]'`."""
+
+    kind: Literal["tensorboard"] = "tensorboard"
+    folder: str = Field("tensorboard", min_length=1)
+
+
+class WandbLog(FrozenConfig):
+    """Curves in Weights & Biases, a run per SAE: `pip install 'sae-pipeline[wandb]'`. Key, place and mode (offline)
+    come from its own environment variables, WANDB_API_KEY, WANDB_DIR, WANDB_MODE."""
+
+    kind: Literal["wandb"] = "wandb"
+    project: str = Field("sae-pipeline", min_length=1)
+
+
+TrainingLog = Annotated[TensorBoardLog | WandbLog, Field(discriminator="kind")]
+
+
 class SAESpec(Spec):
     """One trained SAE."""
 

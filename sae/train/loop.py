@@ -19,10 +19,11 @@ from sae.store.reading.order import Cursor
 from sae.store.snapshots.snapshot import Snapshot, read_snapshot
 from sae.store.storage.filesystem import Storage
 from sae.train.checkpoint import RunPosition, load_checkpoint, save_checkpoint
-from sae.train.config import SAESpec
+from sae.train.config import SAESpec, TrainingLog
 from sae.train.curve import CURVE_FILE
 from sae.train.init import SAMPLE_ROWS
 from sae.train.live import live_note
+from sae.train.logs import CurveLogs, check_logs
 from sae.train.pretrained import load_initial
 from sae.train.rows import StoredRows
 from sae.train.run import DataMoments, TrainingRun
@@ -37,6 +38,7 @@ def train_saes(
     specs: Sequence[SAESpec],
     *,
     checkpoint_every_steps: int,
+    logs: Sequence[TrainingLog] = (),
     device: torch.device | str = "cpu",
     progress: Progress = silent,
 ) -> list[Record]:
@@ -47,15 +49,17 @@ def train_saes(
 
     Args:
         checkpoint_every_steps: 0 writes none.
+        logs: where the curves are written as well.
         progress: told of every step, with the figures of every SAE (`live_note`). It may raise StopRequested; every
             unfinished SAE then gets a checkpoint of the step it is at.
 
     Returns: the commit records, in the order of `specs`.
-    Raises: ConfigError when the specs do not belong together, or given weights do not fit; TrainingError when the data
-        has no variance, or a loss is not finite or has exploded (the other SAEs are finished first); StoreError when
-        the snapshot is not there or damaged; StopRequested as told by `progress`.
+    Raises: ConfigError when the specs do not belong together, given weights do not fit, or a log needs a package;
+        TrainingError when the data has no variance, or a loss is not finite or has exploded (the other SAEs are
+        finished first); StoreError when the snapshot is not there or damaged; StopRequested as told by `progress`.
     """
     started = time.perf_counter()
+    check_logs(logs)
     first = _check_one_sweep(specs)
     snapshot = read_snapshot(storage, first.snapshot)
     moments = DataMoments(torch.from_numpy(snapshot.mean.copy()), snapshot.mean_sq_norm, snapshot.n_rows)
@@ -64,9 +68,8 @@ def train_saes(
     if any(TrainingRun.wants_sample(spec.config) for spec in specs):
         sample = _first_rows(storage, snapshot, first)
     attempt = new_attempt()
-    members = [
-        _Member(storage, spec, _new_run(storage, spec, snapshot, moments, sample, device), attempt) for spec in specs
-    ]
+    runs = [_new_run(storage, spec, snapshot, moments, sample, device) for spec in specs]
+    members = [_Member(storage, spec, run, attempt, logs) for spec, run in zip(specs, runs, strict=True)]
     slowest = min(members, key=lambda member: member.run.state.step)
     step, n_steps = slowest.run.state.step, max(member.run.n_steps for member in members)
 
@@ -81,6 +84,7 @@ def train_saes(
                     continue
                 with member.keeping_its_error():
                     member.run.advance(x)
+                    member.logs.write()
                     if member.run.finished:
                         member.commit(time.perf_counter() - started)
                     elif checkpoint_every_steps and member.run.state.step % checkpoint_every_steps == 0:
@@ -95,6 +99,8 @@ def train_saes(
                     raise _stopped(err, step, n_steps, members, loader.cursor, bool(checkpoint_every_steps)) from err
     finally:
         loader.close()
+        for member in members:
+            member.logs.close()
     for member in members:
         if member.error is not None:
             raise member.error
@@ -106,14 +112,18 @@ class _Member:
 
     Attributes:
         cursor: the batch that it sees next, after a resume.
+        logs: of its curve.
         record: once it is committed.
         error: once it has diverged.
     """
 
-    def __init__(self, storage: Storage, spec: SAESpec, run: TrainingRun, attempt: str) -> None:
+    def __init__(
+        self, storage: Storage, spec: SAESpec, run: TrainingRun, attempt: str, logs: Sequence[TrainingLog]
+    ) -> None:
         self.spec, self.run, self._storage = spec, run, storage
         self.checkpoints = Checkpoints(storage, spec.ref, RunPosition, attempt)
         self.cursor = load_checkpoint(self.checkpoints, run)
+        self.logs = CurveLogs(logs, spec, run.curve)
         self.record: Record | None = None
         self.error: TrainingError | None = None
 
