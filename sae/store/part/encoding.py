@@ -170,7 +170,7 @@ class Decoder:
         """Stored values as float32 on the device. [rows, d_in]
 
         Args:
-            raw: of `stored_dtype`, on any device: it is moved as it is stored. [rows, d_in]
+            raw: of `stored_dtype` or as `as_values` has them, on any device: moved as they are stored. [rows, d_in]
             part: of every row, an index into the encodings, on the CPU; not needed where `is_same`. [rows] integers
             out: on the device; filled and returned, if given. [rows, d_in] float32
 

@@ -15,7 +15,7 @@ from sae.errors import ConfigError
 from sae.store.part.encoding import stored_dtype
 from sae.store.reading.order import Cursor, Epoch, Lanes, Run
 from sae.store.reading.shuffle import RowGroups, ShuffleConfig
-from sae.store.reading.windows import HeldWindow, ReadAhead
+from sae.store.reading.windows import Drawing, HeldWindow, ReadAhead
 from sae.store.snapshots.snapshot import Snapshot
 from sae.store.storage.filesystem import Storage
 
@@ -134,14 +134,14 @@ class Loader:
 
     def _draw(self, batch: int) -> Tensor:
         counts = [self._lanes.rows_in_batch(lane.number, batch) for lane in self._own]
-        x = self._new_batch(sum(counts))
-        done = 0
+        x, drawing, done = self._new_batch(sum(counts)), Drawing(), 0
         for lane, n_rows in zip(self._own, counts, strict=True):
-            self._draw_lane(lane, x[done : done + n_rows])
+            self._draw_lane(lane, x[done : done + n_rows], drawing)
             done += n_rows
+        drawing.finish()
         return x
 
-    def _draw_lane(self, lane: "_Lane", out: Tensor) -> None:
+    def _draw_lane(self, lane: "_Lane", out: Tensor, drawing: Drawing) -> None:
         """The next rows of a lane: side by side in one window, or the end of one and the beginning of another."""
         done = 0
         while done < len(out):
@@ -151,11 +151,11 @@ class Loader:
             run, window = lane.held
             assert run.lane == lane.number
             n_rows = min(run.n_rows - lane.taken, len(out) - done)
-            start = run.offset + lane.taken
-            window.decode(start, start + n_rows, out[done : done + n_rows])
+            drawing.add(window, run.offset + lane.taken, out[done : done + n_rows])
             done += n_rows
             lane.taken += n_rows
             if lane.taken == run.n_rows:
+                drawing.finish()
                 self._ahead.give_back(window)
                 lane.held = None
 

@@ -36,7 +36,7 @@ turning, for longer than the work takes where reading threads want the same core
 
 class _Rows(NamedTuple):
     stored: Tensor
-    """[n_rows, d_in]"""
+    """As Decoder takes them. [n_rows, d_in]"""
     part: Tensor | None
     """Which of the decoder's encodings each row has, where they differ. [n_rows] int16"""
     decoder: Decoder
@@ -53,21 +53,39 @@ class HeldWindow:
         self.copied: torch.cuda.Event | None = None
         """On a GPU: the last copy of its rows; the memory is not used again before that is done."""
 
-    def decode(self, start: int, stop: int, out: Tensor) -> None:
-        """Rows at positions [start, stop) as float32, to the device. out: [stop - start, d_in] float32"""
-        rows = self.rows.result()
-        if rows.decoder.is_plain and not out.is_cuda:
-            step = len(out) if torch.get_num_threads() == 1 else max(1, VALUES_AT_ONCE // out.shape[1])
-            # One call: the threads that read hold the interpreter's lock in turn, and every call would wait for it.
-            torch._foreach_copy_(out.split(step), as_values(rows.stored[start:stop]).split(step))
-            return
-        step = len(out) if out.is_cuda else max(1, VALUES_AT_ONCE // out.shape[1])
-        for first in range(0, len(out), step):
-            some = slice(start + first, min(start + first + step, stop))
-            part = None if rows.part is None else rows.part[some]
-            rows.decoder(rows.stored[some], part, out=out[first : first + step])
+
+class Drawing:
+    """Rows of windows on their way into a batch, as float32.
+
+    Where nothing but their precision changes, they are copied by one call for all: the threads that read hold the
+    interpreter's lock in turn, and every call would wait for it. Until `finish` the windows must not be given back.
+    """
+
+    def __init__(self) -> None:
+        self._values: list[Tensor] = []
+        self._out: list[Tensor] = []
+
+    def add(self, window: HeldWindow, start: int, out: Tensor) -> None:
+        """Take the rows at positions from `start` on, as many as `out` has. out: [rows, d_in] float32, on the device"""
+        rows, n_rows = window.rows.result(), len(out)
+        step = n_rows if out.is_cuda or torch.get_num_threads() == 1 else max(1, VALUES_AT_ONCE // out.shape[1])
+        for first in range(0, n_rows, step):
+            stop = min(first + step, n_rows)
+            stored = rows.stored[start + first : start + stop]
+            if rows.decoder.is_plain and not out.is_cuda:
+                self._values.append(stored)
+                self._out.append(out[first:stop])
+            else:
+                part = None if rows.part is None else rows.part[start + first : start + stop]
+                rows.decoder(stored, part, out=out[first:stop])
         if out.is_cuda:
-            self.copied = torch.cuda.current_stream(out.device).record_event()
+            window.copied = torch.cuda.current_stream(out.device).record_event()
+
+    def finish(self) -> None:
+        """Have all rows where they are wanted; on a GPU, when its stream has come so far."""
+        if self._out:
+            torch._foreach_copy_(self._out, self._values)
+            self._out, self._values = [], []
 
 
 class ReadAhead:
@@ -197,7 +215,7 @@ class ReadAhead:
         finally:
             self._buffers.put(buffer)
         stored = memory.view(torch.from_numpy(buffer[:0]).dtype).view(window.n_rows, self._snapshot.d_in)
-        return _Rows(stored, *self._decoding(epoch, window))
+        return _Rows(as_values(stored), *self._decoding(epoch, window))
 
     def _decoding(self, epoch: Epoch, window: Window) -> tuple[Tensor | None, Decoder]:
         """What decodes a window's rows, and which of its encodings each has, where they differ."""
