@@ -10,8 +10,9 @@ from torch import Tensor
 from sae.errors import InputError
 from sae.extract.config import PartsSpec
 from sae.extract.filters import fill_gaps, norm_limit
+from sae.extract.stored_rows import StoredRows, bounds
 from sae.philox import philox
-from sae.store.part.encoding import FLOAT16_CEILING, Encoding, choose_encoding, encode_as
+from sae.store.part.encoding import FLOAT16_CEILING, Encoding, choose_encoding
 from sae.store.text.contexts import PADDING, Contexts
 
 BUFFERS = {
@@ -30,24 +31,22 @@ class PartRows:
     contexts: Contexts
     keep: np.ndarray
     """Which tokens are rows. [n, T] bool"""
-    starts: np.ndarray
-    """Rows before each context, and the end. [n + 1] int64"""
-    destination: np.ndarray
-    """Where each row is stored, in the order of the tokens. [rows] int64"""
+    order: np.ndarray
+    """The token that each row is of, in stored order: context * T + position, both within the part. [rows] int64"""
     identity: np.ndarray
     """seq, pos and token of the rows, in stored order. [3, rows] int32"""
     counts: dict[str, int]
     """n_contexts, and what was left out: n_padding, n_special."""
 
     def __len__(self) -> int:
-        return len(self.destination)
+        return len(self.order)
 
 
 class FinishedPart(NamedTuple):
     """What is written."""
 
-    act: np.ndarray
-    """Stored values, in stored order: the buffer's memory, or a copy. [rows, d_in] of `stored_dtype`"""
+    act: StoredRows
+    """Stored values, in stored order; they are in the buffer's memory. [rows, d_in] of `stored_dtype`"""
     identity: np.ndarray
     """seq, pos and token. [3, rows] int32"""
     encoding: Encoding
@@ -66,42 +65,45 @@ def rows_of_part(spec: PartsSpec, part: int, contexts: Contexts, dropped_ids: li
     """
     present = contexts.docs != PADDING
     keep = present & ~np.isin(contexts.tokens, np.array(dropped_ids, np.int32))
-    starts = np.zeros(len(contexts) + 1, np.int64)
-    np.cumsum(keep.sum(axis=1), out=starts[1:])
-    n_rows, n_present = int(starts[-1]), int(present.sum())
+    tokens = np.flatnonzero(keep)
+    n_rows, n_present = len(tokens), int(present.sum())
     if n_rows == 0:
         raise InputError(
             f"{spec.ref}, part {part}: all its {contexts.tokens.size} tokens are special or padding. Raise "
             f"activations.part_bytes, or set activations.keep_special."
         )
-    destination = philox("rows", spec.seed, part, spec.tokens, spec.split).permutation(n_rows)
+    order = np.empty(n_rows, np.int64)
+    order[philox("rows", spec.seed, part, spec.tokens, spec.split).permutation(n_rows)] = tokens
+    context, pos = np.divmod(order, keep.shape[1])
     identity = np.empty((3, n_rows), np.int32)
-    positions = np.arange(keep.shape[1], dtype=np.int32)
-    for row, values in zip(identity, (contexts.seq[:, None], positions, contexts.tokens), strict=True):
-        row[destination] = np.broadcast_to(values, keep.shape)[keep]
+    identity[:] = contexts.seq[context], pos, contexts.tokens.reshape(-1)[order]
     counts = {
         "n_contexts": len(contexts),
         "n_special": n_present - n_rows,
         "n_padding": keep.size - n_present,
     }
-    return PartRows(contexts, keep, starts, destination, identity, counts)
+    return PartRows(contexts, keep, order, identity, counts)
 
 
 class Filling:
     """One part of one hook point, while the model runs over its contexts.
 
+    Activations are held as they come, those of left-out tokens too: one copy, and all of it in order. The rows are
+    picked, in stored order, when they are written.
+
     Args:
-        buffer: memory for the rows, at least as many as there are. [rows or more, d_in] of BUFFERS[dtype]
+        buffer: memory for the activations, at least as many as there are tokens. [tokens or more, d_in] of
+            BUFFERS[dtype]
     """
 
     def __init__(self, spec: PartsSpec, part: int, rows: PartRows, buffer: Tensor) -> None:
         self.spec, self.part, self.rows = spec, part, rows
-        self._buffer = buffer[: len(rows)]
+        self._buffer = buffer[: rows.keep.size]
         self._encoding = Encoding(dtype="float32" if spec.dtype == "int8" else spec.dtype)
-        self._norms = np.empty(len(rows), np.float32)
+        self._norms = np.empty(rows.keep.size, np.float32)
 
     def put(self, act: Tensor, first: int) -> None:
-        """Put the activations of some contexts where their rows are stored.
+        """Hold the activations of some contexts.
 
         Args:
             act: on any device. [contexts, T, d_in]
@@ -110,54 +112,49 @@ class Filling:
         Raises: InputError naming hook point, context and position for activations that are not finite, or too large
             for the dtype.
         """
-        contexts = slice(first, first + len(act))
-        keep = self.rows.keep[contexts]
-        place = self.rows.destination[self.rows.starts[contexts.start] : self.rows.starts[contexts.stop]]
-        stored = self._cast(act)
+        contexts, n_tokens = slice(first, first + len(act)), self.rows.keep.shape[1]
+        tokens = slice(contexts.start * n_tokens, contexts.stop * n_tokens)
         norms = torch.linalg.vector_norm(act.flatten(0, 1), dim=1, dtype=torch.float32).cpu()
-        if not self._fits(norms, stored):
-            self._make_fit(act, keep, self.rows.contexts.seq[contexts])
-            stored = self._cast(act)
-        chosen = slice(None) if keep.all() else np.flatnonzero(keep)
-        _as_items(self._buffer)[place] = _as_items(stored)[chosen]
-        self._norms[place] = norms.numpy()[chosen]
+        self._hold(act, tokens)
+        if not self._fits(norms, self._buffer[tokens]):
+            self._make_fit(act, self.rows.keep[contexts], self.rows.contexts.seq[contexts])
+            self._hold(act, tokens)
+        self._norms[tokens] = norms.numpy()
 
     def finish(self) -> FinishedPart:
-        """Leave out the attention sinks, and encode. The part is full."""
-        identity, n_rows = self.rows.identity, len(self.rows)
-        limit = norm_limit(self._norms, self.spec.max_norm_multiple)
-        sinks = np.flatnonzero(self._norms > limit) if limit is not None else np.empty(0, np.int64)
+        """Leave out the attention sinks, and choose the encoding. The part is full."""
+        order, identity = self.rows.order, self.rows.identity
+        norms = self._norms[order]
+        limit = norm_limit(norms, self.spec.max_norm_multiple)
+        sinks = np.flatnonzero(norms > limit) if limit is not None else np.empty(0, np.int64)
         if len(sinks):
-            gaps, fillers = fill_gaps(n_rows, sinks)
-            n_rows -= len(sinks)
-            items = _as_items(self._buffer)
-            items[gaps] = items[fillers]
-            identity = identity.copy()  # that of the other hook points too
-            identity[:, gaps] = identity[:, fillers]
-            identity = identity[:, :n_rows]
-        values, encoding = self._buffer[:n_rows], self._encoding
+            gaps, fillers = fill_gaps(len(order), sinks)
+            n_rows = len(order) - len(sinks)
+            order, identity = order.copy(), identity.copy()  # those of the other hook points too
+            order[gaps], identity[:, gaps] = order[fillers], identity[:, fillers]
+            order, identity = order[:n_rows], identity[:, :n_rows]
+        encoding = self._encoding
         if self.spec.dtype == "int8":
-            encoding = choose_encoding("int8", *torch.aminmax(values, dim=0))
-            act = encode_as(values, encoding)
-        else:
-            act = (values.view(torch.uint16) if values.dtype == torch.bfloat16 else values).numpy()
-        metrics = self.rows.counts | {"n_sink": len(self.rows) - n_rows, "norm_limit": limit}
-        return FinishedPart(act, identity, encoding, metrics)
+            encoding = choose_encoding("int8", *bounds(self._buffer, order))
+        metrics = self.rows.counts | {"n_sink": len(sinks), "norm_limit": limit}
+        return FinishedPart(StoredRows(self._buffer, order, encoding), identity, encoding, metrics)
 
-    def _cast(self, act: Tensor) -> Tensor:
-        """Activations as the buffer holds them. [contexts * T, d_in], contiguous, on the CPU"""
+    def _hold(self, act: Tensor, tokens: slice) -> None:
+        """Put activations in the buffer, as it holds them. act: [contexts, T, d_in]"""
         flat = act.flatten(0, 1)
         if self._encoding.exponent:
             flat = flat.float() * 2.0**-self._encoding.exponent
-        return flat.to(self._buffer.dtype).contiguous().cpu()
+        if flat.device.type != "cpu":
+            flat = flat.to(self._buffer.dtype)  # before it is moved: half as many bytes
+        self._buffer[tokens].copy_(flat)
 
-    def _fits(self, norms: Tensor, stored: Tensor) -> bool:
-        """Whether all values, of rows that are left out too, are finite and below the ceiling."""
-        largest = FLOAT16_CEILING if stored.dtype == torch.float16 else torch.finfo(stored.dtype).max
+    def _fits(self, norms: Tensor, held: Tensor) -> bool:
+        """Whether all values, of tokens that are left out too, are finite and below the ceiling."""
+        largest = FLOAT16_CEILING if held.dtype == torch.float16 else torch.finfo(held.dtype).max
         # No value is larger than its row's norm, which is at hand; NaN in either, and no comparison holds.
         if norms.max().item() <= largest:
             return True
-        low, high = torch.aminmax(stored)
+        low, high = torch.aminmax(held)
         return low.item() >= -largest and high.item() <= largest
 
     def _make_fit(self, act: Tensor, keep: np.ndarray, seq: np.ndarray) -> None:
@@ -186,9 +183,3 @@ class Filling:
         if encoding.exponent > self._encoding.exponent:
             self._buffer.mul_(2.0 ** (self._encoding.exponent - encoding.exponent))
             self._encoding = encoding
-
-
-def _as_items(rows: Tensor) -> np.ndarray:
-    """Rows as one item each, so that they are copied whole: three times as fast as index_copy_. [rows] of void"""
-    items = rows.view(torch.uint8).numpy()
-    return items.view(f"V{items.shape[1]}")[:, 0]

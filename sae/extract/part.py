@@ -1,8 +1,8 @@
 """From contexts to activations: parts of the store, of all hook points in one forward pass.
 
-Three things go on at once: the model runs over a batch of contexts; the rows of the batch before are cast and put where
-their part stores them; the part before is hashed, written and committed. The model has the caller's thread and torch's,
-the other two a thread each.
+Three things go on at once: the model runs over a batch of contexts; the activations of the batch before are cast and
+held; the rows of the part before are picked in their stored order, hashed, written and committed. The model has the
+caller's thread and torch's, the others have threads of their own.
 """
 
 import itertools

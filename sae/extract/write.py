@@ -1,33 +1,48 @@
 """Finished rows to a part file, with the figures that a part's record carries."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from sae.store.part.encoding import Encoding, decode
-from sae.store.part.writer import write_part
+from sae.store.part.writer import Rows, write_part
 from sae.store.snapshots.snapshot import encode_vector
 
-SUM_VALUES = 1 << 17
+SUM_VALUES = 1 << 16
 """Values summed at once: they stay in a core's own cache as float64."""
 
 
-class Moments(NamedTuple):
-    """Sums over rows, in float64: float32 drifts over millions of rows, and cancels where the mean is large."""
+class Moments:
+    """Sums over rows that are added block by block.
 
-    sum: np.ndarray
-    """[d_in]"""
-    sum_sq: np.ndarray
-    """Of the squares, per dimension. [d_in]"""
-    norms: np.ndarray
-    """Euclidean norm of every row. [rows]"""
+    In float64: float32 drifts over millions of rows, and cancels where the mean is large.
+    """
+
+    def __init__(self, n_rows: int, d_in: int, encoding: Encoding) -> None:
+        self._encoding, self._n_added = encoding, 0
+        self.sum, self.sum_sq = (torch.zeros(d_in, dtype=torch.float64) for _ in range(2))
+        """Of the values, and of their squares, per dimension. [d_in]"""
+        self.norms = torch.empty(n_rows, dtype=torch.float64)
+        """Euclidean norm of every row. [rows]"""
+        step = max(1, SUM_VALUES // d_in)
+        self._single, self._double = torch.empty((step, d_in)), torch.empty((step, d_in), dtype=torch.float64)
+
+    def add(self, act: np.ndarray) -> None:
+        """Add the next rows. act: stored values. [rows, d_in] of `stored_dtype`"""
+        for block in torch.from_numpy(act).split(len(self._single)):
+            wide = self._double[: len(block)]
+            # By way of float32: faster than at once.
+            wide.copy_(decode(block, self._encoding, out=self._single[: len(block)]))
+            self.sum += wide.sum(0)
+            wide.mul_(wide)
+            self.sum_sq += wide.sum(0)
+            torch.sum(wide, 1, out=self.norms[self._n_added : self._n_added + len(block)]).sqrt_()
+            self._n_added += len(block)
 
 
-def write_rows(
-    path: Path, act: np.ndarray, identity: np.ndarray, row_group_rows: int, encoding: Encoding
-) -> dict[str, Any]:
+def write_rows(path: Path, act: Rows, identity: np.ndarray, row_group_rows: int, encoding: Encoding) -> dict[str, Any]:
     """Write one part and describe it.
 
     Args:
@@ -40,39 +55,18 @@ def write_rows(
         sum_sq_by_dim (of the values and of their squares, per dimension), sum_sq (of the squared norms), sum_norm (of
         the norms) and median_norm.
     """
-    seq, pos, token = identity
-    layout = write_part(path, act, seq, pos, token, row_group_rows=row_group_rows, encoding=encoding)
-    found = moments(act, encoding)
+    (seq, pos, token), (n_rows, d_in) = identity, act.shape
+    found = Moments(n_rows, d_in, encoding)
+    layout = write_part(
+        path, act, seq, pos, token, row_group_rows=row_group_rows, encoding=encoding, alongside=found.add
+    )
     return {
-        "n_rows": len(act),
-        "d_in": act.shape[1],
+        "n_rows": n_rows,
+        "d_in": d_in,
         "layout": layout.model_dump(mode="json"),
-        "sum": encode_vector(found.sum),
+        "sum": encode_vector(found.sum.numpy()),
         "sum_sq": float(found.sum_sq.sum()),
-        "sum_sq_by_dim": encode_vector(found.sum_sq),
+        "sum_sq_by_dim": encode_vector(found.sum_sq.numpy()),
         "sum_norm": float(found.norms.sum()),
-        "median_norm": float(np.median(found.norms)),
+        "median_norm": float(np.median(found.norms.numpy())),
     }
-
-
-def moments(act: np.ndarray, encoding: Encoding) -> Moments:
-    """The moments of stored rows, in one pass over them.
-
-    Args:
-        act: stored values. [rows, d_in] of `stored_dtype`
-    """
-    n_rows, d_in = act.shape
-    stored = torch.from_numpy(act)
-    total, total_sq = torch.zeros(d_in, dtype=torch.float64), torch.zeros(d_in, dtype=torch.float64)
-    sq_norms = torch.empty(n_rows, dtype=torch.float64)
-    step = max(1, SUM_VALUES // d_in)
-    single, double = torch.empty((step, d_in)), torch.empty((step, d_in), dtype=torch.float64)
-    for start in range(0, n_rows, step):
-        block = stored[start : start + step]
-        wide = double[: len(block)]
-        wide.copy_(decode(block, encoding, out=single[: len(block)]))  # by way of float32: faster than at once
-        total += wide.sum(0)
-        wide.mul_(wide)
-        total_sq += wide.sum(0)
-        torch.sum(wide, 1, out=sq_norms[start : start + step])
-    return Moments(total.numpy(), total_sq.numpy(), sq_norms.sqrt_().numpy())

@@ -8,10 +8,13 @@ import pytest
 import torch
 
 from sae.errors import InputError
+from sae.extract import stored_rows, write
 from sae.extract.config import PartsSpec
 from sae.extract.filters import fill_gaps, norm_limit
 from sae.extract.part import extract_part, extract_parts, plan_parts
 from sae.store.artefacts.records import Record, read_record
+from sae.store.part import writer
+from sae.store.part.encoding import stored_dtype
 from sae.store.part.writer import PartLayout
 from sae.store.reading.blocks import iter_rows
 from sae.store.snapshots.snapshot import SnapshotSpec, commit_snapshot, read_snapshot
@@ -61,8 +64,12 @@ def test_values_are_read_back_in_the_precision_of_their_dtype(make_world, dtype)
     assert (np.abs(a - b) <= RELATIVE[dtype] * np.abs(a) + step).all()
 
 
+@pytest.mark.parametrize("block_rows", [3, 1 << 20])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_record_holds_the_moments_of_the_values_as_they_are_read_back(make_world, dtype):
+def test_record_holds_the_moments_of_the_values_as_they_are_read_back(make_world, monkeypatch, dtype, block_rows):
+    monkeypatch.setattr(writer, "BLOCK_BYTES", block_rows * 32 * stored_dtype(dtype).itemsize)
+    monkeypatch.setattr(write, "SUM_VALUES", 2 * 32)
+    monkeypatch.setattr(stored_rows, "PICKED_BYTES", 7 * 32 * 4)
     world = make_world()
     spec = world.parts(dtype=dtype)
     records = extract_all(world.storage, spec)

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sae.errors import StoreError
-from sae.store.part import pages
+from sae.store.part import pages, writer
 from sae.store.part.encoding import Dtype, Encoding, decode, encode, stored_dtype
 from sae.store.part.locate import read_layout
 from sae.store.part.writer import PartLayout, write_part
@@ -158,6 +159,56 @@ def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
     for path, act in zip(paths, (stored, stored.copy(order="F"), stored[::-1][::-1]), strict=True):
         write_part(path, act, **ids, row_group_rows=64, encoding=encoding)
     assert len({path.read_bytes() for path in paths}) == 1
+
+
+class MadeRows:
+    """Rows that are made as they are sliced, in memory that is used again."""
+
+    def __init__(self, act: np.ndarray) -> None:
+        self.shape, self.dtype = act.shape, act.dtype
+        self._act, self._blocks = act, [np.zeros_like(act) for _ in range(writer.BLOCKS_IN_USE)]
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        self._blocks.append(self._blocks.pop(0))
+        block = self._blocks[0][: rows.stop - rows.start]
+        block[:] = self._act[rows]
+        return block
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_same_rows_give_the_same_bytes_in_blocks_of_any_size(
+    tmp_path: Path, dtype: Dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored, ids, encoding = random_part(dtype, 200, 30)
+    layout = write_part(tmp_path / "whole", stored, **ids, row_group_rows=64, encoding=encoding)
+    for block_bytes in (1, 700, 2000, 1 << 20):
+        monkeypatch.setattr(writer, "BLOCK_BYTES", block_bytes)
+        path, seen = tmp_path / str(block_bytes), []
+
+        def note(block: np.ndarray, seen: list = seen) -> None:
+            time.sleep(0.0001)  # the writer would be ahead if it did not wait
+            seen.append(block.copy())
+
+        rows = MadeRows(stored)
+        assert write_part(path, rows, **ids, row_group_rows=64, encoding=encoding, alongside=note) == layout
+        assert path.read_bytes() == (tmp_path / "whole").read_bytes()
+        assert same(np.concatenate(seen), stored)
+
+
+@pytest.mark.parametrize("failing", range(5))
+def test_what_goes_wrong_alongside_any_block_is_raised(
+    tmp_path: Path, failing: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored, ids, encoding = random_part("float16", 25, 30)
+    monkeypatch.setattr(writer, "BLOCK_BYTES", 5 * 60)
+    calls = iter(range(5))
+
+    def fail(_block: np.ndarray) -> None:
+        if next(calls) == failing:
+            raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        write_part(tmp_path / "a", stored, **ids, row_group_rows=25, encoding=encoding, alongside=fail)
 
 
 def test_writes_that_the_system_cuts_short_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
