@@ -28,6 +28,8 @@ from sae.store.text.contexts import CONTEXTS_PER_ROW_GROUP, PADDING, Contexts, r
 from sae.subject.hooks import capture, check_hook_points, hook_width
 from sae.subject.load import Subject, check_context, load_subject
 
+KEPT_BYTES = (1 << 25) - (1 << 13)
+"""As large as a block can be (32 MiB with its head) for glibc's allocator to take its size as usual."""
 READ_TOGETHER = ("tokens", "subject", "split", "batch_contexts")
 """Fields of a spec that decide which forward passes its activations come from."""
 
@@ -172,6 +174,7 @@ def _run(
     """The forward passes. Every batch is put in its places while the model runs over the next."""
     names = list(dict.fromkeys(stream.hook_point for stream in streams))
     check_hook_points(model, names)
+    _keep_freed_memory()
     shared: SharedRows = weakref.WeakValueDictionary()
     put: Future[None] | None = None
     with torch.no_grad(), capture(model, names) as read:
@@ -187,6 +190,16 @@ def _run(
             progress(batch.tokens_done, batch.tokens_total, "tokens")
     if put is not None:
         put.result()
+
+
+def _keep_freed_memory() -> None:
+    """Let the process keep what a forward pass frees, for the next one, rather than give it back to the system.
+
+    glibc's allocator maps blocks above a size one by one and gives back free memory above twice that size. Memory that
+    comes anew from the system is zeroed a page at a time, which can take as long as the forward pass of a small model.
+    Freeing one block raises that size (mallopt(3), M_MMAP_THRESHOLD); this one is never touched, so it costs nothing.
+    """
+    torch.empty(KEPT_BYTES, dtype=torch.uint8)
 
 
 def _put(streams: Sequence[PartStream], batch: _Batch, acts: dict[str, Tensor], shared: SharedRows) -> None:

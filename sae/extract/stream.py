@@ -21,17 +21,21 @@ SharedRows = MutableMapping[tuple[Any, ...], PartRows]
 """The rows of parts that streams have open, for those whose parts are on the same contexts."""
 
 
+WRITERS = 2
+"""Parts that are written at a time: while one waits for the disk, the other is summed and hashed."""
+
+
 @contextlib.contextmanager
 def helper_threads() -> Iterator[tuple[Executor, Executor]]:
-    """A thread that puts rows in place and one that writes parts, while the block runs.
+    """A thread that holds activations and those that write parts, while the block runs.
 
     Torch uses one thread in each: the model has the others, and sums do not depend on how many there are.
     """
     threads = torch.get_num_threads()
-    one: dict[str, Any] = {"max_workers": 1, "initializer": torch.set_num_threads, "initargs": (1,)}
+    one: dict[str, Any] = {"initializer": torch.set_num_threads, "initargs": (1,)}
     with (
-        ThreadPoolExecutor(thread_name_prefix="put-rows", **one) as putting,
-        ThreadPoolExecutor(thread_name_prefix="write-part", **one) as writing,
+        ThreadPoolExecutor(1, "hold-activations", **one) as putting,
+        ThreadPoolExecutor(WRITERS, "write-part", **one) as writing,
     ):
         yield putting, writing
     torch.set_num_threads(threads)  # for threads that are started later; the caller's own never had another number
@@ -45,7 +49,7 @@ class PartStream:
     Args:
         plan: the metrics of the part set's record.
         numbers: the parts to compute.
-        writing: where parts are written, in order.
+        writing: where parts are written.
         recompute: finished parts too.
     """
 

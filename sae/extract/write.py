@@ -10,8 +10,8 @@ from sae.store.part.encoding import Encoding, decode
 from sae.store.part.writer import Rows, write_part
 from sae.store.snapshots.snapshot import encode_vector
 
-SUM_VALUES = 1 << 16
-"""Values summed at once: they stay in a core's own cache as float64."""
+SUM_VALUES = 1 << 17
+"""Values summed at once: as float64 they stay in a core's own cache."""
 
 
 class Moments:
@@ -22,24 +22,25 @@ class Moments:
 
     def __init__(self, n_rows: int, d_in: int, encoding: Encoding) -> None:
         self._encoding, self._n_added = encoding, 0
-        self.sum, self.sum_sq = (torch.zeros(d_in, dtype=torch.float64) for _ in range(2))
+        self.sum, self.sum_sq, self._part = torch.zeros((3, d_in), dtype=torch.float64)
         """Of the values, and of their squares, per dimension. [d_in]"""
-        self.norms = torch.empty(n_rows, dtype=torch.float64)
-        """Euclidean norm of every row. [rows]"""
-        step = max(1, SUM_VALUES // d_in)
+        self.sq_norms = torch.empty(n_rows, dtype=torch.float64)
+        """Square of every row's Euclidean norm. [rows]"""
+        step = max(1, min(n_rows, SUM_VALUES // d_in))
         self._single, self._double = torch.empty((step, d_in)), torch.empty((step, d_in), dtype=torch.float64)
 
     def add(self, act: np.ndarray) -> None:
         """Add the next rows. act: stored values. [rows, d_in] of `stored_dtype`"""
         for block in torch.from_numpy(act).split(len(self._single)):
-            wide = self._double[: len(block)]
+            n_rows = len(block)
+            wide = self._double[:n_rows]
             # By way of float32: faster than at once.
-            wide.copy_(decode(block, self._encoding, out=self._single[: len(block)]))
-            self.sum += wide.sum(0)
+            wide.copy_(decode(block, self._encoding, out=self._single[:n_rows]))
+            self.sum += torch.sum(wide, 0, out=self._part)
             wide.mul_(wide)
-            self.sum_sq += wide.sum(0)
-            torch.sum(wide, 1, out=self.norms[self._n_added : self._n_added + len(block)]).sqrt_()
-            self._n_added += len(block)
+            self.sum_sq += torch.sum(wide, 0, out=self._part)
+            torch.sum(wide, 1, out=self.sq_norms[self._n_added : self._n_added + n_rows])
+            self._n_added += n_rows
 
 
 def write_rows(path: Path, act: Rows, identity: np.ndarray, row_group_rows: int, encoding: Encoding) -> dict[str, Any]:
@@ -60,6 +61,7 @@ def write_rows(path: Path, act: Rows, identity: np.ndarray, row_group_rows: int,
     layout = write_part(
         path, act, seq, pos, token, row_group_rows=row_group_rows, encoding=encoding, alongside=found.add
     )
+    norms = found.sq_norms.sqrt_().numpy()
     return {
         "n_rows": n_rows,
         "d_in": d_in,
@@ -67,6 +69,6 @@ def write_rows(path: Path, act: Rows, identity: np.ndarray, row_group_rows: int,
         "sum": encode_vector(found.sum.numpy()),
         "sum_sq": float(found.sum_sq.sum()),
         "sum_sq_by_dim": encode_vector(found.sum_sq.numpy()),
-        "sum_norm": float(found.norms.sum()),
-        "median_norm": float(np.median(found.norms.numpy())),
+        "sum_norm": float(norms.sum()),
+        "median_norm": float(np.median(norms)),
     }
