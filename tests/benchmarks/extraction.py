@@ -1,15 +1,21 @@
-"""Extraction of parts against the bare hooked forward over the same batches, for one, two and four hook points."""
+"""Extraction of parts against the bare hooked forward over the same batches, for one, two and four hook points.
 
+And against what they cost apart: one forward pass, plus the writes of as many hook points without a forward pass.
+"""
+
+import contextlib
 import itertools
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from sae.extract.config import PartsSpec, TokensSpec
@@ -19,7 +25,7 @@ from sae.store.storage.filesystem import Storage
 from sae.store.text.contexts import Contexts, read_contexts, write_contexts
 from sae.subject.config import EmbeddedLM
 from sae.subject.embedded import new_model
-from sae.subject.hooks import capture
+from sae.subject.hooks import Reader, capture
 from sae.subject.load import Subject
 from tests.benchmarks.timing import Row
 
@@ -48,11 +54,12 @@ def extraction(folder: Path) -> Iterator[Row]:
 def _measure(
     folder: Path, what: str, model: Any, points: list[str], n_contexts: int, batch_contexts: int, part_bytes: int
 ) -> Iterator[Row]:
-    """Bare forward, and extraction of 1, 2 and 4 hook points, in turn; every round writes new part sets."""
+    """Bare forward, extraction, and writes without a forward, in turn; every round writes new part sets."""
     storage = Storage(str(folder))
     tokens = _tokens(storage, n_contexts)
     subject = Subject(model.eval().requires_grad_(False), tokenizer=None, special_ids=(0,), causal=True)
     seeds = itertools.count()
+    batches = torch.tensor(read_contexts(storage, tokens.ref, "train").tokens, dtype=torch.int64).split(batch_contexts)
 
     def planned(n_points: int) -> Callable[[], object]:
         seed = next(seeds)
@@ -60,30 +67,51 @@ def _measure(
         parts = [range(plan_parts(storage, spec, subject=subject).metrics["n_parts"]) for spec in specs]
         return lambda: extract_parts(storage, specs, parts, subject=subject)
 
-    batches = torch.tensor(read_contexts(storage, tokens.ref, "train").tokens, dtype=torch.int64).split(batch_contexts)
-
     def bare() -> None:
         with torch.no_grad(), capture(model, points[:1]) as read:
             for batch in batches:
                 read(batch)
 
-    times: dict[int, list[float]] = {0: [], 1: [], 2: [], 4: []}
+    with torch.no_grad(), capture(model, points) as read:
+        recorded = read(batches[0])
+    extracted: dict[int, list[float]] = {0: [], 1: [], 2: [], 4: []}
+    written: dict[int, list[float]] = {2: [], 4: []}
     for _ in range(N_ROUNDS + 1):
-        for n_points, spent in times.items():
-            call = planned(n_points) if n_points else bare
-            os.sync()  # what was written before must not be paid for now
-            started = time.perf_counter()
-            call()
-            spent.append(time.perf_counter() - started)
+        for n_points, spent in extracted.items():
+            spent.append(_seconds(planned(n_points) if n_points else bare))
+        for n_points, spent in written.items():
+            call = planned(n_points)
+            with mock.patch("sae.extract.part.capture", _replay(recorded)):
+                spent.append(_seconds(call))
     n_tokens = n_contexts * CONTEXT_TOKENS
-    medians = {n_points: statistics.median(spent[1:]) for n_points, spent in times.items()}
+
+    def row(name: str, ours: Sequence[float], reference: Sequence[float]) -> Row:
+        pairs = list(zip(ours, reference, strict=True))[1:]  # the first round warms up
+        speeds = (f"{n_tokens / statistics.median(column):,.0f} tokens/s" for column in zip(*pairs, strict=True))
+        return Row(f"extraction, {what}, {name}", *speeds, tuple(theirs / mine for mine, theirs in pairs))
+
     for n_points in (1, 2, 4):
-        yield Row(
-            f"extraction, {what}, hook points: {n_points}",
-            f"{n_tokens / medians[n_points]:,.0f} tokens/s",
-            f"{n_tokens / medians[0]:,.0f} tokens/s",
-            tuple(b / a for a, b in zip(times[n_points][1:], times[0][1:], strict=True)),
-        )
+        yield row(f"hook points: {n_points}", extracted[n_points], extracted[0])
+    for n_points, alone in written.items():
+        apart = [sum(times) for times in zip(extracted[0], alone, strict=True)]
+        yield row(f"{n_points} / forward + {n_points} writes", extracted[n_points], apart)
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    os.sync()  # what was written before must not be paid for now
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def _replay(recorded: dict[str, Tensor]) -> Callable[..., contextlib.AbstractContextManager[Reader]]:
+    """In place of `capture`: activations at no cost, the same for every batch."""
+
+    @contextlib.contextmanager
+    def replay(_model: Any, names: Sequence[str]) -> Iterator[Reader]:
+        yield lambda *_: {name: recorded[name] for name in names}
+
+    return replay
 
 
 def _six_layers() -> Any:
