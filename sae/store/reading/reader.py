@@ -102,7 +102,7 @@ class RowGroupReader:
             yield from self._iter_whole(places, buffer)
             return
         for index, (part, group) in enumerate(places):
-            for later in places[index + 1 if index else 0 : index + 1 + AHEAD]:
+            for later in places[index + AHEAD if index else 0 : index + AHEAD + 1]:
                 self._announce(*later)
             n_rows, first = int(self._snapshot.group_rows(part)[group]), 0
             cut = (buffer[: min(len(buffer), n_rows - start)] for start in range(0, n_rows, len(buffer)))

@@ -1,10 +1,9 @@
 """torch's DataLoader with shuffle=True over a memory map: rows one by one as usual, or all of a batch by __getitems__.
 
-python load_memmap.py FOLDER WORKERS rows|batches [disk]    disk: nothing of the file is in the page cache at first
+python load_memmap.py FOLDER WORKERS rows|batches
 """
 
 import itertools
-import os
 import sys
 from collections.abc import Iterator
 
@@ -41,7 +40,4 @@ def loader(rows: Rows, n_workers: int, how: str) -> Iterator[torch.Tensor]:
 
 if __name__ == "__main__":
     given = Rows()
-    if "disk" in sys.argv:
-        with open(given.folder / "rows.npy") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     report("torch", given, lambda: loader(given, int(sys.argv[2]), sys.argv[3]))
