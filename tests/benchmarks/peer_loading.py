@@ -53,9 +53,7 @@ def main(python: str) -> None:
         print(f"{'':<46}{'version':<14}{'ours rows/s':>14}{'theirs rows/s':>16}{'ratio':>8}  min-max")
         _ours(loader)
         for peer, script in SCRIPTS.items():
-            pairs = []
-            for _ in range(N_PAIRS):
-                pairs.append((_ours(loader), _theirs(python, script, folder)))
+            pairs = [(_ours(loader), _theirs(python, script, folder)) for _ in range(N_PAIRS)]
             ours, theirs = (statistics.median(speeds) for speeds in zip(*[(a, b) for a, (b, _) in pairs], strict=True))
             ratios = [a / b for a, (b, _) in pairs]
             print(
