@@ -3,6 +3,7 @@
 All rows are scaled to a mean squared element of 1, which is about what every peer's own normalisation gives.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,12 +31,13 @@ class ActivationSet:
     """Unit rows. [n_features, d_in]"""
 
 
-def dictionary(n_rows: int, n_heldout: int, n_features: int = 1536, mean_present: float = 24.0) -> ActivationSet:
-    """Independent features in random directions; some are a hundred times as frequent as others.
+def dictionary(n_rows: int, n_heldout: int) -> ActivationSet:
+    """Independent features in random directions; the most frequent is about 70 times as frequent as the rarest.
 
     x = sum of size * feature + noise; presence by a power law of the rank, sizes 1 + Exp(1) halved, noise of 2 % of the
     row's size.
     """
+    n_features, mean_present = 1536, 24.0
     rng = philox("benchmark dictionary", n_features, D_IN)
     features = _unit(rng.standard_normal((n_features, D_IN)))
     frequency = (np.arange(n_features) + 8.0) ** -0.8
@@ -47,13 +49,12 @@ def dictionary(n_rows: int, n_heldout: int, n_features: int = 1536, mean_present
     return _drawn("dictionary", present, features, rng, n_rows, n_heldout)
 
 
-def hierarchy(
-    n_rows: int, n_heldout: int, n_parents: int = 64, n_children: int = 15, mean_parents: float = 6.0
-) -> ActivationSet:
+def hierarchy(n_rows: int, n_heldout: int) -> ActivationSet:
     """Features of two levels: a child is present only where its parent is, and leans towards it (cosine .4).
 
     The rows' mean is not zero, as in residual streams.
     """
+    n_parents, n_children, mean_parents = 64, 15, 6.0
     rng = philox("benchmark hierarchy", n_parents, n_children, D_IN)
     parents = _unit(rng.standard_normal((n_parents, D_IN)))
     own = _unit(rng.standard_normal((n_parents, n_children, D_IN)))
@@ -72,8 +73,15 @@ def hierarchy(
 
 
 def given(name: str, train: Path, heldout: Path, n_rows: int) -> ActivationSet:
-    """Rows of two .npy files as `sae-pipeline store export` writes them, drawn in a random order."""
+    """Rows of two .npy files as `sae-pipeline store export` writes them, drawn in a random order, each once at most.
+
+    Raises: ValueError when there are fewer than `n_rows`.
+    """
     rows = np.load(train, mmap_mode="r")
+    if len(rows) < n_rows:
+        raise ValueError(
+            f"{train} has {len(rows):,} rows, {n_rows:,} are asked for. Extract more (activations.n_tokens)."
+        )
     order = philox("benchmark rows", name).permutation(len(rows))[:n_rows]
     x = torch.from_numpy(rows[order]).float()
     scale = x.square().mean().rsqrt()
@@ -86,7 +94,7 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 
 def _drawn(
     name: str,
-    present: object,
+    present: Callable[[int], np.ndarray],
     features: np.ndarray,
     rng: np.random.Generator,
     n_rows: int,

@@ -86,3 +86,5 @@ def test_given_rows_are_drawn_once_each_and_scaled_together(tmp_path: Path) -> N
     scale = float(data.heldout[0, 0])
     np.testing.assert_allclose(np.sort(data.train / scale % 2, axis=1), np.tile([0, 1], (12, 1)), atol=1e-3)
     assert float(data.train.square().mean()) == pytest.approx(1, rel=1e-5)
+    with pytest.raises(ValueError, match="has 20 rows, 21 are asked for"):
+        given("given", tmp_path / "train.npy", tmp_path / "heldout.npy", 21)

@@ -11,7 +11,7 @@ from sae.train.config import TrainConfig
 from sae.train.rows import RowsInMemory
 from sae.train.run import DataMoments, TrainingRun
 from tests.benchmarks.peer_trainers import PEERS, Outcome
-from tests.benchmarks.peer_training import COMPARISONS, best, row
+from tests.benchmarks.peer_training import COMPARISONS, best, fastest, row
 from tests.benchmarks.peers.training import Batches, Case, EnoughError, Turns, check
 
 ROWS = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
@@ -82,8 +82,13 @@ def test_the_best_peer_is_the_one_nearest_to_us() -> None:
     assert best([slow, fast]) is fast
 
 
+def test_the_fastest_steps_of_both_sides_are_compared() -> None:
+    assert fastest(Outcome("1", [(0.1, 0.9), (0.4, 0.3), (0.2, 1.0)], None)) == pytest.approx(3)
+
+
 @pytest.mark.parametrize("name", COMPARISONS)
 def test_every_row_has_peers_and_a_config_of_ours(name: str) -> None:
     comparison = COMPARISONS[name]
     assert comparison.peers()
-    assert TrainConfig.model_validate({"sae": comparison.sae}).sae.d_sae == comparison.d_sae
+    config = TrainConfig.model_validate(comparison.config)
+    assert (config.sae.architecture, config.sae.d_sae) == (comparison.architecture, comparison.d_sae)
