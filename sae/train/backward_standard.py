@@ -12,7 +12,7 @@ from sae.train.losses import Losses
 from sae.train.pairs import Pairs, encoder_gradients
 from sae.train.selection import iter_pre_acts
 
-SPARSE_BELOW = 0.04
+SPARSE_BELOW = 0.06
 """Share of positive latents in a tile from which on its pairs are faster than products of whole matrices."""
 
 

@@ -69,21 +69,43 @@ def select_topk(
 def select_batch_topk(
     x_in: Tensor, W_enc: Tensor, b_enc: Tensor, n: int, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The n largest positive pre-activations of the whole batch, sorted by row: values, rows, latents.
+    """The n largest positive pre-activations of the whole batch, sorted by row, then latent: values, rows, latents.
 
-    Fewer than n where no more are positive. The n-th largest of the tiles so far is a lower bound for the n-th largest
-    of all, so of each tile only what exceeds it is kept: a short list beside batch * d_sae values.
+    Fewer than n where no more are positive. What ties for the last place is taken in this order, whatever the tiles.
+    The n-th largest of the tiles so far is a lower bound for the n-th largest of all, so of each tile only what exceeds
+    it is kept: a short list beside batch * d_sae values.
     """
     d_sae, bound = len(W_enc), 0.0
     values = torch.empty(0, dtype=dtype or x_in.dtype, device=x_in.device)
     places = torch.empty(0, dtype=torch.int64, device=x_in.device)
     for rows, pre_acts in iter_pre_acts(x_in, W_enc, b_enc, dtype):
         flat = pre_acts.view(-1)
-        passing = (flat > bound).nonzero().squeeze(1)
+        first = 0.0 if bound else _reached_by(pre_acts, n)
+        passing = (flat >= first if first else flat > bound).nonzero().squeeze(1)
         values = torch.cat((values, flat[passing]))
         places = torch.cat((places, passing.add_(rows.start * d_sae)))
-        if len(values) > n:
-            values, kept = values.topk(n, sorted=False)
-            places, bound = places[kept], float(values.min())
-    places, order = places.sort()
-    return values[order], places // d_sae, places % d_sae
+        if len(values) >= n:
+            values, places, bound = _largest(values, places, n)
+    return values, places // d_sae, places % d_sae
+
+
+def _reached_by(pre_acts: Tensor, n: int) -> float:
+    """A number that n of them reach, close to their n-th largest: the n-th largest maximum of a slab; 0.0: unknown."""
+    n_rows, d_sae = pre_acts.shape
+    if d_sae % SLABS or n_rows * d_sae // SLABS < n:
+        return 0.0
+    maxima = pre_acts.view(n_rows, SLABS, -1).amax(dim=1).flatten()
+    return max(_nth_largest(maxima, n), 0.0)
+
+
+def _largest(values: Tensor, places: Tensor, n: int) -> tuple[Tensor, Tensor, float]:
+    """The n largest, in the order given, which also decides between equal ones; and the smallest of them."""
+    bound = _nth_largest(values, n)
+    above, tied = values > bound, values == bound
+    n_tied = n - int(above.sum())
+    kept = above.logical_or_(tied.logical_and_(tied.cumsum(dim=0) <= n_tied))
+    return values[kept], places[kept], bound
+
+
+def _nth_largest(values: Tensor, n: int) -> float:
+    return float(values.kthvalue(len(values) - n + 1).values)

@@ -159,22 +159,31 @@ def test_equal_runs_give_equal_bits(config: SAEConfig) -> None:
 
 
 @pytest.mark.parametrize("name", ["topk", "batch_topk"])
-def test_after_a_selection_in_bfloat16_all_else_is_exact(name: str) -> None:
+def test_after_a_selection_in_bfloat16_all_else_is_exact(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference is told which latents are selected, and does the rest."""
     config, dead = CONFIGS[name], torch.arange(D_SAE) < D_SAE // 2
     fast, plain = _sae(config).double(), _sae(config).double()
-    # Few values of few digits: products in bfloat16 are exact, so the choice is that of the reference.
-    for sae in (fast, plain):
-        sae.W_enc.data[:] = torch.zeros(D_SAE, D_IN)
-        for latent in range(D_SAE):
-            sae.W_enc.data[latent, latent % D_IN] = 1 + latent // D_IN / 16
-        sae.b_enc.data.zero_()
-        sae.b_dec.data.zero_()
-    x = 2.0 ** (torch.rand(ROWS, D_IN, generator=torch.Generator().manual_seed(0)).argsort(dim=1).double() * 2)
-    if name == "batch_topk":
-        # Rows of their own scale, so that nothing ties at the cut.
-        x *= 2.0 ** (16 * torch.arange(ROWS).double() / ROWS // 1)[:, None]
-    found = fast_gradients_selecting_in_bfloat16(fast, x, dead, VARIANCE)
+    x = torch.cat(_batches(torch.float64))
+    encoder = (x - plain.b_dec.detach(), plain.W_enc.detach(), plain.b_enc.detach())
+    choices = []
+    for dtype in (torch.float64, torch.bfloat16):
+        if name == "topk":
+            latents = selection.select_topk(*encoder, 3, dtype)[1]
+            rows = torch.arange(len(x))[:, None].expand_as(latents)
+        else:
+            _, rows, latents = selection.select_batch_topk(*encoder, 3 * len(x), dtype)
+        choices.append((rows, latents))
+    exact, rounded = (set((rows * D_SAE + latents).flatten().tolist()) for rows, latents in choices)
+    assert exact != rounded, "the test needs a choice that bfloat16 changes"
+
+    def select(sae: SAE, pre_acts: Tensor) -> tuple[Tensor, ...]:
+        rows, latents = choices[1]
+        values = pre_acts[rows, latents].relu()
+        return (values, latents) if name == "topk" else (values, rows, latents)
+
+    monkeypatch.setattr(type(plain), "select" if name == "topk" else "select_batch", select)
     expected = autograd_gradients(plain, x, dead, VARIANCE)
+    found = fast_gradients_selecting_in_bfloat16(fast, x, dead, VARIANCE)
     torch.testing.assert_close(found.total, expected.total, rtol=1e-12, atol=0)
     for parameter_name, parameter in plain.named_parameters():
         torch.testing.assert_close(fast.get_parameter(parameter_name).grad, parameter.grad, rtol=1e-12, atol=1e-12)

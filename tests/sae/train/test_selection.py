@@ -49,8 +49,7 @@ def test_the_tiles_leave_no_trace(tile_rows: int, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(selection, "TILE_ROWS", tile_rows)
     assert torch.equal(select_topk(x_in, W_enc, b_enc, 5)[1], latents)
     torch.testing.assert_close(values.sort().values, (x_in @ W_enc.T + b_enc).topk(5).values.flip(1), rtol=0, atol=0)
-    # Of what ties at the cut, a tile before may have been kept.
-    assert torch.equal(select_batch_topk(x_in, W_enc, b_enc, 5 * ROWS)[0].sort().values, batch[0].sort().values)
+    assert all(map(torch.equal, select_batch_topk(x_in, W_enc, b_enc, 5 * ROWS), batch))
 
 
 @pytest.mark.parametrize("n", [1, 40, 150, 3000, ROWS * 128])
@@ -66,6 +65,17 @@ def test_the_largest_of_the_batch_are_those_of_one_flat_topk(
     assert torch.equal(values.sort(descending=True).values, expected[expected > 0])
     assert torch.equal(pre_acts[rows, latents], values)
     assert bool(((rows * 128 + latents).diff() > 0).all())
+
+
+def test_of_what_ties_at_the_cut_of_a_batch_the_first_in_order_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "TILE_ROWS", 7)
+    x_in, W_enc, b_enc = _encoder(128)
+    pre_acts = x_in @ W_enc.T + b_enc
+    order = sorted(range(ROWS * 128), key=lambda place: (-float(pre_acts.flatten()[place]), place))
+    n = 150
+    assert float(pre_acts.flatten()[order[n]]) == float(pre_acts.flatten()[order[n - 1]]), "the test needs a tie"
+    _, rows, latents = select_batch_topk(x_in, W_enc, b_enc, n)
+    assert (rows * 128 + latents).tolist() == sorted(order[:n])
 
 
 def test_one_row_may_hold_all_of_the_batch_and_no_row_any() -> None:
