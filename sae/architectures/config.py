@@ -23,7 +23,7 @@ class Resampling(FrozenConfig):
 
 class StandardConfig(FrozenConfig):
     """ReLU latents with an L1 penalty. By default Towards Monosemanticity (Bricken et al. 2023); Anthropic's April 2024
-    update with `decoder="free"`. The recipe `architectures` has both with all that belongs to them."""
+    update with `decoder="free"`. What else belongs to each is in docs/conformance.md."""
 
     architecture: Literal["standard"] = "standard"
     d_sae: int = Field(gt=0)

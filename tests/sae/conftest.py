@@ -177,6 +177,8 @@ def write_sae(storage: Storage, snapshot: str, d_in: int, config: SAEConfig) -> 
         sae.W_dec.copy_(torch.nn.functional.normalize(torch.randn(sae.W_dec.shape, generator=generator), dim=1))
         sae.W_enc.copy_(sae.W_dec)
         sae.b_dec.copy_(0.1 * torch.randn(d_in, generator=generator))
+        for threshold in sae.buffers():
+            threshold.fill_(0.2)
     spec = SAESpec(config=TrainConfig(sae=config, hook_point=HOOK_POINT), snapshot=snapshot, order_seed=0)
     with storage.staging() as folder:
         save_sae(sae, folder)

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from sae.architectures.config import StandardConfig, TopKConfig
+from sae.architectures.config import BatchTopKConfig, StandardConfig, TopKConfig
 from sae.evaluate.config import Concept, EvaluationConfig, EvaluationSpec, Replicates
 from sae.evaluate.evaluate import evaluate_sae
 from sae.evaluate.known_answers import rows_in_source_order
@@ -203,6 +203,14 @@ def test_same_spec_gives_the_same_bytes(text_world) -> None:
 
 
 CORNERS = np.array([[1.0, 0, 0, 0], [1.1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+
+
+def test_a_threshold_decides_what_counts_as_positive(make_given_world) -> None:
+    world = make_given_world(CORNERS, tuple("abcde"), BatchTopKConfig(d_sae=6, k=1))
+    found = evaluated(world, spec_of(world, EvaluationConfig(n_bootstrap=50), None))["evaluation.json"]
+    pre_acts = world.sae.pre_acts(torch.from_numpy(CORNERS).float())
+    assert 0 < found["l0"] == int((pre_acts > 0.2).sum()) / 5 < int((pre_acts > 0).sum()) / 5
+    assert found["l0_rule"] == "threshold"
 
 
 def test_given_activations_are_judged_on_their_training_rows(make_given_world) -> None:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from sae.architectures.config import StandardConfig, TopKConfig
+from sae.architectures.config import BatchTopKConfig, StandardConfig, TopKConfig
 from sae.errors import StoreError
 from sae.statistics.accumulate import HISTOGRAM_EDGES
 from sae.statistics.config import StatisticsConfig, StatisticsSpec
@@ -24,7 +24,11 @@ from sae.subject.text import token_bytes
 
 HOOK_POINT = "gpt_neox.layers.0.mlp.act"
 CONFIG = StatisticsConfig(n_top=3, n_samples=16, n_per_group=2, context_tokens=5, n_neighbours=3, dense_above=0.3)
-ARCHITECTURES = [TopKConfig(d_sae=8, k=2), StandardConfig(d_sae=8, l1_coefficient=0)]
+ARCHITECTURES = [
+    TopKConfig(d_sae=8, k=2),
+    BatchTopKConfig(d_sae=8, k=2),
+    StandardConfig(d_sae=8, l1_coefficient=0),
+]
 
 
 def spec_of(world, config: StatisticsConfig = CONFIG, subject: str | None = None) -> StatisticsSpec:
