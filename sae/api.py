@@ -101,8 +101,11 @@ def _rows(x: Any) -> Tensor:
             f"sae.train(x, config): x is {_kind(x)}, expected rows [rows, d_in] as a tensor or an array, or the "
             f"address of stored activations"
         )
+    if isinstance(x, Tensor):
+        return x
     try:
-        return torch.as_tensor(x)
+        # A copy only of what torch cannot look at in place: read-only memory, negative strides.
+        return torch.from_numpy(np.require(x, requirements=["C", "W"]))
     except TypeError as err:
         raise ConfigError(f"sae.train(x, config): x is an array of {x.dtype}, expected floats") from err
 

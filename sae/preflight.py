@@ -218,10 +218,10 @@ def check_training_memory(plan: Plan, sizes: dict[Place, Size]) -> None:
         train, sae = spec.config, spec.config.sae
         size = sizes.get((train.hook_point or "", "train"))
         d_in = (size.d_in if size else None) or 1
-        n_bytes = (
-            TRAINING_BYTES * 2 * sae.d_sae * d_in
-            + (STATISTICS_BYTES + 8 * min(train.batch_rows, TILE_ROWS)) * sae.d_sae
-        )
+        mean_bytes = 0 if train.ema_decay is None else 4
+        n_bytes = (TRAINING_BYTES + mean_bytes) * 2 * sae.d_sae * d_in + (
+            STATISTICS_BYTES + 8 * min(train.batch_rows, TILE_ROWS)
+        ) * sae.d_sae
         what = f"saes.{index} (d_sae = {sae.d_sae}, d_in = {size.d_in if size and size.d_in else 'unknown'})"
         before, names = together.get((spec.snapshot, train.batch_rows), (0, []))
         together[spec.snapshot, train.batch_rows] = before + n_bytes, [*names, what]

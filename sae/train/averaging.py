@@ -30,6 +30,12 @@ class WeightAverage:
         torch._foreach_lerp_(list(self.tensors.values()), list(sae.parameters()), weight)
 
     @torch.no_grad()
+    def restart(self, sae: SAE, latents: Tensor) -> None:
+        """Forget what some latents were, because they start anew: their mean is what they are now. bool [d_sae]"""
+        for name in ("W_enc", "W_dec", "b_enc"):
+            self.tensors[name][latents] = sae.get_parameter(name)[latents]
+
+    @torch.no_grad()
     def copy_to(self, sae: SAE) -> None:
         """Give an SAE the mean. The mean of unit rows is shorter than 1: those of a unit decoder get norm 1 again."""
         for name, parameter in sae.named_parameters():

@@ -180,9 +180,7 @@ class TrainingRun:
         if len(self.curve.rows) > n_points:
             self._warn_if_all_dead()
         if self._resampling and self._resampling.is_due(state.step) and not self.finished:
-            inputs = self._rows.training(self._resampling.n_inputs, f"resampling {state.step}").batches
-            scaled = (batch.to(self.device) * self.scale for batch in inputs)
-            resample(state, scaled, self._resampling.silent_tokens, config.seed)
+            self._resample(self._resampling)
 
     def check_finite(self) -> None:
         """Raises: TrainingError when a loss since the last point of the curve, or a weight, is not finite."""
@@ -194,6 +192,15 @@ class TrainingRun:
                     f"{name} holds values that are not finite after step {step} of {self.n_steps} "
                     f"({self._describe_batch(step)}). {WHAT_TO_TRY}"
                 )
+
+    def _resample(self, schedule: ResamplingSchedule) -> None:
+        state = self.state
+        inputs = self._rows.training(schedule.n_inputs, f"resampling {state.step}").batches
+        scaled = (batch.to(self.device) * self.scale for batch in inputs)
+        silent = state.clock.tokens_since_fired >= schedule.silent_tokens
+        resample(state, scaled, schedule.silent_tokens, self.config.seed)
+        if self.average is not None:
+            self.average.restart(state.sae, silent & (state.clock.tokens_since_fired == 0))
 
     def _describe_batch(self, step: int) -> str:
         epoch, batch = batch_of(step - 1, self._n_rows, self.config.batch_rows)

@@ -66,6 +66,14 @@ def test_rows_in_memory_are_trained_on_encoded_and_decoded() -> None:
     assert _equal(model, sae.train(_rows(), CONFIG, progress=silent))
 
 
+def test_arrays_may_be_read_only_and_views() -> None:
+    frozen, wide = _rows(), np.repeat(_rows(), 2, axis=1)
+    frozen.flags.writeable = False
+    expected = sae.train(_rows(), CONFIG, progress=silent)
+    for array in (frozen, wide[:, ::2], frozen[::-1][::-1]):
+        assert _equal(sae.train(array, CONFIG, progress=silent), expected)
+
+
 def test_without_a_progress_callback_there_is_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
     sae.train(_rows(), CONFIG)
     assert "training: " in capsys.readouterr().err

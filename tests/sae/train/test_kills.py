@@ -30,8 +30,8 @@ from sae.train.config import SAESpec, TrainConfig
 
 ROOT = Path(__file__).parents[3]
 MakeSnapshot = Callable[..., Snapshot]
-KINDS = ("topk", "standard", "sweep", "subject")
-"""The sweep is of topk, with running means of the weights, and standard."""
+KINDS = ("topk", "batch_topk", "standard", "sweep", "subject")
+"""The sweep is of topk and batch_topk, both with running means of the weights, and standard."""
 N_STEPS = 30
 
 
@@ -117,10 +117,11 @@ def _saes(storage: Storage, kind: str, make_snapshot: MakeSnapshot) -> list[Spec
     act = (present * rng.random((210, 12))) @ rng.standard_normal((12, 6)) * 5 + 3
     snapshot = make_snapshot(storage, np.split(act.astype(np.float32), [100]), row_group_rows=20)
     topk = {"sae": TopKConfig(d_sae=16, k=2, k_aux=4), "ema_decay": 0.9, "max_grad_norm": 0.5}
+    batch_topk = {"sae": BatchTopKConfig(d_sae=16, k=2, k_aux=4), "ema_decay": 0.9}
     standard = {"sae": StandardConfig(d_sae=9, l1_coefficient=0.1, decoder="free"), "init": "farthest_point"}
-    batch_topk = {"sae": BatchTopKConfig(d_sae=16, k=2, k_aux=4)}
     configs = {
         "topk": [topk],
+        "batch_topk": [batch_topk],
         "standard": [standard],
         "sweep": [topk, standard, batch_topk, topk | {"seed": 1, "n_tokens": 30 * 20}],
     }[kind]

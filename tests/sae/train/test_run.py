@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sae.architectures import SAE, StandardConfig, TopKConfig
+from sae.architectures.config import Resampling
 from sae.errors import TrainingError
 from sae.train.averaging import WeightAverage
 from sae.train.config import TrainConfig
@@ -62,6 +63,21 @@ def test_the_initialisation_has_no_part_in_the_average() -> None:
         sae.W_enc.fill_(3.0)
     average.update(sae, 1)
     assert torch.equal(average.tensors["W_enc"], sae.W_enc)
+
+
+def test_the_average_of_a_latent_that_starts_anew_forgets_what_it_was() -> None:
+    rule = Resampling(every_steps=6, silent_tokens=100, n_inputs=64)
+    standard = StandardConfig(d_sae=12, l1_coefficient=0.1, resampling=rule)
+    run = _run(_config(sae=standard, ema_decay=0.99, lr=1e-4))
+    with torch.no_grad():
+        run.state.sae.b_enc[:3] = -100.0  # silent from the start
+    for _ in range(6):
+        run.advance(_x(32))
+    weights, average = run.state.sae, run.average.tensors
+    assert bool((weights.b_enc[:3] == 0).all())
+    for name in ("W_enc", "W_dec", "b_enc"):
+        assert torch.equal(average[name][:3], weights.get_parameter(name)[:3])
+    assert not torch.equal(average["b_enc"][3:], weights.b_enc[3:])
 
 
 def test_the_average_is_saved_and_does_not_change_the_training() -> None:
