@@ -13,7 +13,8 @@ from prefect.artifacts import (
 
 from flows.headline import headline_markdown, headlines
 from sae.plan import Plan
-from sae.report.charts import Chart, density_chart, render_png, sweep_chart
+from sae.report.charts import Chart, density_chart, render_png
+from sae.report.sweep import sweep_chart, sweep_point
 from sae.store.artefacts.records import local_files, require_record
 from sae.store.storage.filesystem import Storage
 
@@ -43,8 +44,14 @@ def _chart(storage: Storage, plan: Plan, rows: list[dict[str, Any]]) -> Chart | 
     """FVU against L0 of a sweep; of a single SAE how often its latents fire."""
     swept = rows[: len(plan.saes)]
     if len(swept) > 1:
-        points = [{"name": row["sae"], "l0": row["l0"], "fvu": row["fvu"]} for row in swept]
-        return sweep_chart([point | {"low": point["fvu"], "high": point["fvu"]} for point in points])
+        several = len(plan.config.hook_points) > 1
+        points = []
+        for row, spec in zip(swept, plan.saes, strict=True):
+            sae, fvu = spec.config.sae, row["fvu"]
+            hook_point = spec.config.hook_point if several else None
+            point = sweep_point(row["sae"], sae.architecture, sae.d_sae, spec.config.seed, row["l0"], hook_point)
+            points.append(point | {"fvu": fvu, "low": fvu, "high": fvu})
+        return sweep_chart(points)
     record = require_record(storage, plan.statistics[0].ref)
     with local_files(storage, record, "latents.parquet") as folder:
         frequency = pq.read_table(folder / "latents.parquet", columns=["frequency"])["frequency"].to_numpy()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from sae.config import Spec
 from sae.errors import InputError
@@ -358,13 +359,35 @@ def _report_spec(plan: Plan, control: Plan | None) -> ReportSpec:
 
 
 def _display_name(config: TrainConfig, saes: tuple[SAESpec, ...]) -> str:
-    """What tells this SAE from its siblings: `topk-2048-k24`, with hook point and seed where those differ."""
-    sae = config.sae
-    sparsity = f"l1-{sae.l1_coefficient:g}" if sae.architecture == "standard" else f"k{sae.k}"
-    name = f"{sae.architecture}-{sae.d_sae}-{sparsity}"
+    """What tells this SAE from its siblings: `topk-2048-k24`, and whatever else differs among those of that name."""
+    name = _short_name(config)
+    same = [spec.config for spec in saes if _short_name(spec.config) == name]
     if len({spec.config.hook_point for spec in saes}) > 1:
         name = f"{config.hook_point}-{name}"
-    same = [spec for spec in saes if spec.config.sae == sae and spec.config.hook_point == config.hook_point]
-    if len({spec.config.seed for spec in same}) > 1:
-        name += f"-seed{config.seed}"
+        same = [each for each in same if each.hook_point == config.hook_point]
+    for setting, value in _settings(config).items():
+        if any(_settings(each).get(setting) != value for each in same):
+            name += f"-{setting}{value}"
     return name
+
+
+def _short_name(config: TrainConfig) -> str:
+    sae = config.sae
+    sparsity = f"l1-{sae.l1_coefficient:g}" if sae.architecture == "standard" else f"k{sae.k}"
+    return f"{sae.architecture}-{sae.d_sae}-{sparsity}"
+
+
+def _settings(config: TrainConfig) -> dict[str, str]:
+    """What may differ among SAEs of one short name, the seed last."""
+    settings = (
+        config.model_dump(exclude={"hook_point", "seed", "sae"}) | config.sae.model_dump() | {"seed": config.seed}
+    )
+    return {name: _shown(value) for name, value in settings.items()}
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "default"
+    if isinstance(value, dict | list | tuple):
+        return "-".join(map(_shown, value.values() if isinstance(value, dict) else value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

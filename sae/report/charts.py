@@ -228,59 +228,6 @@ def training_charts(metrics: pa.Table) -> list[Chart]:
     return charts
 
 
-SWEEP_MEASURES = {
-    "fvu": ("FVU", "FVU"),
-    "increase": ("CE increase", "CE increase, nats"),
-}
-"""Measure -> its name, and the title of its axis."""
-
-
-def sweep_chart(points: list[dict[str, Any]], measure: str = "fvu") -> Chart:
-    """A measure against L0 of all SAEs of the report, with the Pareto line.
-
-    Args:
-        points: {"name", "l0", the measure, "low", "high"} each.
-        measure: of SWEEP_MEASURES.
-    """
-    name, title = SWEEP_MEASURES[measure]
-    front = pareto(points, measure)
-    base = spec_of(
-        points,
-        {"type": "point", "filled": True, "size": 60, "color": MARK, "opacity": 1},
-        x={**x_axis("l0", "L0 (log)"), "scale": {"type": "log", "nice": False, "padding": 24}},
-        y={**y_axis(measure, title), "scale": {"zero": False}},
-    )
-    x, y = base["encoding"]["x"], base["encoding"]["y"]
-    line = {"type": "line", "color": MARK, "strokeWidth": 1, "strokeDash": [4, 3], "interpolate": "step-after"}
-    base["layer"] = [
-        {"data": {"values": front}, "mark": line},
-        {"mark": {"type": "rule", "color": MUTED}, "encoding": {"y": y | {"field": "low"}, "y2": {"field": "high"}}},
-        {"mark": base.pop("mark")},
-        {
-            "mark": {"type": "text", "dy": -10, "color": TEXT, "fontSize": 11},
-            "encoding": {"text": {"field": "name", "type": "nominal"}},
-        },
-    ]
-    base["encoding"] = {"x": x, "y": y}
-    return Chart(
-        f"Sweep: {name} against L0",
-        "one point per SAE with its 95 % interval; lower left is better; the dashed line joins those that no other "
-        "beats in both",
-        base,
-        ("SAE", "L0", name, "on the line"),
-        [(str(p["name"]), decimal(p["l0"]), decimal(p[measure]), "yes" if p in front else "no") for p in points],
-    )
-
-
-def pareto(points: list[dict[str, Any]], measure: str) -> list[dict[str, Any]]:
-    """The points that no other equals or beats in both L0 and the measure, by L0."""
-    front: list[dict[str, Any]] = []
-    for point in sorted(points, key=lambda p: (p["l0"], p[measure])):
-        if not front or point[measure] < front[-1][measure]:
-            front.append(point)
-    return front
-
-
 def _curve(tokens: list[int], values: list[float], title: str, description: str) -> Chart:
     kept = sorted({round(i) for i in np.linspace(0, len(tokens) - 1, min(len(tokens), _MAX_POINTS))})
     points = [

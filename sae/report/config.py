@@ -38,7 +38,7 @@ class ReportSpec(Spec):
     """One report over the SAEs of a sweep."""
 
     stage: ClassVar[str] = "reports"
-    code_version: ClassVar[int] = 3
+    code_version: ClassVar[int] = 4
 
     config: ReportConfig
     saes: tuple[ReportedSAE, ...]

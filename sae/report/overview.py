@@ -17,6 +17,7 @@ from sae.report.inputs import SAEInputs
 from sae.report.numbers import NOT_AVAILABLE, compact, decimal, percent
 from sae.report.pages import SAEPages
 from sae.report.rules import Label, latent_label
+from sae.report.sweep import SWEEP_MEASURES, sweep_chart, sweep_point
 
 STEPS = 6
 MIN_DRAWN = 30
@@ -92,21 +93,34 @@ def overview(inputs: SAEInputs, pages: SAEPages) -> Overview:
 
 def sweep_plots(saes: list[SAEInputs]) -> list[Plot]:
     """FVU and CE increase against L0 over the SAEs of the report, where at least two have them."""
+    several = len({_recipe(inputs).get("hook_point") for inputs in saes}) > 1
     drawn = []
-    for measure in charts.SWEEP_MEASURES:
-        points = [point for inputs in saes if (point := _sweep_point(inputs, measure)) is not None]
+    for measure in SWEEP_MEASURES:
+        points = [point for inputs in saes if (point := _sweep_point(inputs, measure, several)) is not None]
         if len(points) > 1:
-            drawn.append(charts.sweep_chart(points, measure))
+            drawn.append(sweep_chart(points, measure))
     return _draw("sweep", drawn)
 
 
-def _sweep_point(inputs: SAEInputs, measure: str) -> dict[str, Any] | None:
+def _sweep_point(inputs: SAEInputs, measure: str, several_hook_points: bool) -> dict[str, Any] | None:
     figures_of = inputs.evaluation if measure == "fvu" else inputs.evaluation.get("ce") or {}
     value, l0 = figures_of.get(measure), inputs.evaluation.get("l0")
     if value is None or not l0:
         return None
     low, high = figures_of.get(f"{measure}_interval") or (value, value)
-    return {"name": plain(inputs.entry.name, 40), "l0": l0, measure: value, "low": low, "high": high}
+    point = sweep_point(
+        plain(inputs.entry.name, 80),
+        _architecture(inputs.cfg),
+        inputs.latents.num_rows,
+        _recipe(inputs).get("seed", 0),
+        l0,
+        plain(str(_recipe(inputs).get("hook_point")), 40) if several_hook_points else None,
+    )
+    return point | {"name": plain(inputs.entry.name, 40), measure: value, "low": low, "high": high}
+
+
+def _recipe(inputs: SAEInputs) -> dict[str, Any]:
+    return dict(inputs.spec.get("config", {}))
 
 
 def all_charts(overviews: list[Overview], sweeps: list[Plot]) -> dict[str, charts.Chart]:

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from sae.report import charts
-from sae.report.charts import pareto, render_svg, sweep_chart
+from sae.report.charts import render_svg
 from sae.report.error_charts import error_charts
 from sae.report.headlines import signed
+from sae.report.sweep import family_lines, pareto, sweep_chart, sweep_point
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +108,8 @@ def test_nothing_is_drawn_of_a_single_group_or_of_no_measurement() -> None:
     assert error_charts({}) == []
 
 
-def point(name: str, l0: float, fvu: float) -> dict[str, Any]:
-    return {"name": name, "l0": l0, "fvu": fvu, "low": fvu - 0.01, "high": fvu + 0.01}
+def point(name: str, l0: float, fvu: float, d_sae: int = 64, seed: int = 0) -> dict[str, Any]:
+    return sweep_point(name, "topk", d_sae, seed, l0) | {"fvu": fvu, "low": fvu - 0.01, "high": fvu + 0.01}
 
 
 def test_the_pareto_line_joins_what_no_other_beats() -> None:
@@ -116,6 +117,34 @@ def test_the_pareto_line_joins_what_no_other_beats() -> None:
     assert [p["name"] for p in pareto(points, "fvu")] == ["a", "c", "e"]
     chart = sweep_chart(points)
     assert [row[3] for row in chart.rows] == ["yes", "no", "yes", "no", "yes"]
+
+
+def test_a_line_joins_the_settings_of_one_architecture_and_width_by_their_means_over_seeds() -> None:
+    points = [
+        point("k8-seed0", 8, 0.3),
+        point("k8-seed1", 10, 0.4, seed=1),
+        point("k16", 16, 0.2),
+        point("wide", 8, 0.1, d_sae=128),
+    ]
+    assert family_lines(points, "fvu") == [
+        {"family": "topk 64", "l0": 9, "fvu": pytest.approx(0.35)},
+        {"family": "topk 64", "l0": 16, "fvu": 0.2},
+    ]
+    chart = sweep_chart(points)
+    assert "solid line" in chart.description
+    assert [row[4] for row in chart.rows] == ["topk 64"] * 3 + ["topk 128"]
+    assert "solid line" not in sweep_chart(points[2:]).description
+
+
+def test_many_points_are_named_by_their_families() -> None:
+    pytest.importorskip("vl_convert")
+    points = [point(f"k{k}-{d_sae}", k, 1 / (k * d_sae), d_sae) for k in (1, 2, 4, 8, 16) for d_sae in (64, 128)]
+    svg = render_svg(sweep_chart(points)) or ""
+    assert ">topk 64<" in svg
+    assert ">topk 128<" in svg
+    assert ">k4-64<" not in svg
+    few = render_svg(sweep_chart(points[:4])) or ""
+    assert ">k2-64<" in few
 
 
 def test_a_sweep_shows_both_trade_offs(render: Callable[..., Any], synthetic: Any) -> None:
