@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 from flows.recipes import RECIPES
 from sae.errors import ConfigError
 from sae.plan import PipelineConfig
+from sae.train.grid import expand_grids
 
 MAX_SHOWN = 80
 """Characters of a wrong value that a message repeats."""
@@ -33,6 +34,11 @@ def load_config(source: str, settings: list[str], root: str | None) -> PipelineC
         execution = data.setdefault("execution", {})
         if isinstance(execution, dict):  # whatever else it is, is refused below
             execution["root"] = root
+    try:
+        if "saes" in data:  # so that places in messages are places in `data`
+            data["saes"] = expand_grids(data["saes"])
+    except ValueError as err:
+        raise ConfigError(f"{source}: {err}") from err
     try:
         return PipelineConfig.model_validate(data)
     except ValidationError as err:

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Iterator
 from difflib import get_close_matches
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from sae.config import FrozenConfig
 from sae.evaluate.config import EvaluationConfig
@@ -15,6 +15,7 @@ from sae.report.config import ReportConfig
 from sae.statistics.config import StatisticsConfig
 from sae.subject.config import SubjectConfig
 from sae.train.config import TrainConfig, TrainingLog
+from sae.train.grid import TrainGrid, expand_grids
 
 MAX_TEXT = 4096
 """Characters of any string: the longest path that systems take."""
@@ -44,14 +45,20 @@ class ExecutionConfig(FrozenConfig):
     """Where the curves of SAEs are written, beside the store, while they are trained."""
 
 
+_Entries = Annotated[tuple[TrainGrid, ...], Field(min_length=1)]
+"""What may be written for `saes`; `expand_grids` makes TrainConfigs of it."""
+
+
 class PipelineConfig(FrozenConfig):
     """One run, from text (or given activations) to a report. Sections carry the stages' names."""
 
     subject: SubjectConfig | None = None
     corpus: CorpusConfig | None = None
     activations: AnyActivations
-    saes: tuple[TrainConfig, ...] = Field(min_length=1)
-    """A sweep: all are trained from one read of the activations."""
+    saes: Annotated[tuple[TrainConfig, ...], BeforeValidator(expand_grids, json_schema_input_type=_Entries)] = Field(
+        min_length=1
+    )
+    """A sweep: all are trained from one read of the activations. An entry with a `grid` stands for many."""
     evaluation: EvaluationConfig = EvaluationConfig()
     statistics: StatisticsConfig = StatisticsConfig()
     labels: LabelsConfig | None = None

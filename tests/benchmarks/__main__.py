@@ -1,7 +1,7 @@
 """`make bench`: speeds as ratios of two things measured in turn in this process; medians, with their spread.
 
-python -m tests.benchmarks [store] [extraction] [loading] [mixing] [remix] [remote] [training] [statistics] [report]
-[overhead] [scale] [bad_days]
+python -m tests.benchmarks [store] [extraction] [loading] [mixing] [remix] [remote] [training] [sweep] [statistics]
+[report] [overhead] [scale] [bad_days]
 """
 
 import sys
@@ -22,6 +22,7 @@ from tests.benchmarks.report import report
 from tests.benchmarks.scale import scale
 from tests.benchmarks.statistics import statistics
 from tests.benchmarks.store_io import store_io
+from tests.benchmarks.sweep import sweep
 from tests.benchmarks.timing import Cost, Row
 from tests.benchmarks.training import training
 
@@ -33,6 +34,7 @@ BENCHMARKS: dict[str, Callable[[Path], Iterator[Row] | Iterator[Cost] | Iterator
     "remix": remix,
     "remote": remote,
     "training": training,
+    "sweep": sweep,
     "statistics": statistics,
     "report": report,
     "overhead": overhead,

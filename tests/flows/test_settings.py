@@ -67,6 +67,22 @@ BAD_SETTINGS = {
     ),
     "k larger than d_sae": (["default", "--set", "saes.0.sae.k=4096"], r"saes\.0\.sae: k = 4096 is larger than d_sae"),
     "wrong type": (["default", "--set", "saes.0.batch_rows=many"], r"saes\.0\.batch_rows: .*integer.*got \"many\""),
+    "no list in a grid": (
+        ["default", "--set", "saes.0.grid.sae.k=[]"],
+        r"default: saes\.0\.grid\.sae\.k: a list of values, at least one, not \[\]$",
+    ),
+    "wrong value in a grid": (
+        ["default", "--set", "saes.0.grid.sae.k=[24, 4096]"],
+        r"saes\.1\.sae: k = 4096 is larger than d_sae",
+    ),
+    "unknown key in a grid": (
+        ["default", "--set", "saes.0.grid.sae.kk=[1, 2]"],
+        r"saes\.0\.sae\.kk: no such setting\. Did you mean 'k'\?",
+    ),
+    "typo of a grid": (
+        ["default", "--set", "saes.0.gird=1"],
+        r"saes\.0\.gird: no such setting\. Did you mean 'grid'\?",
+    ),
     "out of range": (["default", "--set", "saes.0.sae.k=0"], r"saes\.0\.sae\.k: .*greater than 0 \(got 0\)"),
     "unknown architecture": (
         ["default", "--set", "saes.0.sae.architecture=top_k"],
