@@ -41,7 +41,7 @@ PEERS = (
     Peer("sparsify, adam", "sparsify", "train_sparsify.py", (6e-3, 1.2e-2, 2.4e-2), ("topk",), arguments=("adam",)),
     # 5.7e-4 and, its default optimizer, 1.4e-2
     Peer("sparsify, signum", "sparsify", "train_sparsify.py", (7e-3, 1.4e-2, 2.8e-2), ("topk",), arguments=("signum",)),
-    Peer("llamascopium", "llamascopium", "train_llamascopium.py", (2e-3, 4e-3, 8e-3), autocast=True),  # 4e-4
+    Peer("llamascopium", "llamascopium", "train_llamascopium.py", (1e-3, 4e-3, 8e-3), autocast=True),  # 4e-4
 )
 
 
