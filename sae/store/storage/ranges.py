@@ -21,7 +21,8 @@ PIECE_BYTES = 8 << 20
 """On S3, where streams would be idle otherwise, a range is divided into pieces not smaller than this."""
 AHEAD = 2
 """Local ranges that the disk is told of before they are read: from a cold cache 1.4 to 1.7 times as fast as none and as
-fast as four threads, from a warm one no slower. O_DIRECT gains nothing when all is cold and is slow when it is warm."""
+fast as four threads. What is in the page cache is not announced: that would take a tenth of the time of reading it.
+O_DIRECT gains nothing when all is cold and is slow when it is warm."""
 
 
 class Range(NamedTuple):
@@ -96,9 +97,11 @@ class LocalRanges:
 
     def announce(self, path: str, offset: int, n_bytes: int) -> None:
         """As RangeReader.announce."""
+        if not hasattr(os, "posix_fadvise"):  # macOS
+            return
         file = self._open(path)
-        if hasattr(os, "posix_fadvise"):  # not on macOS
-            with contextlib.suppress(OSError):  # a hint, no more
+        with contextlib.suppress(OSError):  # a hint, no more
+            if not all(_is_cached(file.descriptor, place) for place in (offset, offset + n_bytes - 1)):
                 os.posix_fadvise(file.descriptor, offset, n_bytes, os.POSIX_FADV_WILLNEED)
 
     def _fill(self, wanted: Range) -> bool:
@@ -128,6 +131,16 @@ class LocalRanges:
 
     def _as_error(self, err: OSError, path: str) -> PipelineError:
         return local.as_error(err, self._storage.uri(path), place=Path(self._storage.full("")))
+
+
+def _is_cached(descriptor: int, offset: int) -> bool:
+    """Whether a byte of a file can be had without the disk. False where the file system cannot tell, and at its end."""
+    if not hasattr(os, "RWF_NOWAIT"):
+        return False
+    try:
+        return os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
+    except OSError:  # the disk would be needed, or this file system does not say
+        return False
 
 
 class _OpenFile:

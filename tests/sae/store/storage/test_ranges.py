@@ -66,3 +66,16 @@ def test_no_more_files_stay_open_than_may(storage: Storage) -> None:
     assert len(os.listdir("/proc/self/fd")) - before <= MAX_OPEN_FILES
     reader.close()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_only_what_is_not_in_the_page_cache_is_announced(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    (path, _), *_ = fill(storage, 1, 10_000).items()
+    announced: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda _, offset, n_bytes, advice: announced.append((offset, n_bytes)))
+    reader = LocalRanges(storage)
+    reader.announce(path, 100, 5000)
+    warm = list(announced)
+    reader.announce(path, 9000, 5000)  # beyond the end: cannot be in the cache
+    reader.close()
+    assert warm in ([], [(100, 5000)])  # a file system need not say that it is there
+    assert announced[len(warm) :] == [(9000, 5000)]
