@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sae.architectures.config import BatchTopKConfig, TopKConfig
+from sae.architectures.config import TopKConfig
 from sae.config import Spec
 from sae.store.artefacts import records
 from sae.store.storage.filesystem import Storage
@@ -14,12 +14,12 @@ from sae.train.loop import train_saes
 from tests.benchmarks.timing import Row, compare
 from tests.conftest import write_snapshot
 
-D_IN, BATCH_ROWS, N_STEPS, N_PAIRS = 512, 2048, 8, 5
-WIDTHS, SPARSITIES = (512, 2048), (16, 32)
+D_IN, BATCH_ROWS, N_STEPS, N_PAIRS = 512, 2048, 4, 3
+WIDTHS, SPARSITIES, SEEDS = (512, 2048), (16, 32), (0, 1)
 
 
 def sweep(folder: Path) -> Iterator[Row]:
-    """SAEs/s of the loop with its commits, two widths x two sparsities x two architectures."""
+    """SAEs/s of the loop with its commits, two widths x two sparsities x two seeds."""
     storage = Storage(str(folder))
     rng = np.random.default_rng(0)
     n_rows = BATCH_ROWS * N_STEPS
@@ -27,11 +27,13 @@ def sweep(folder: Path) -> Iterator[Row]:
     snapshot = write_snapshot(storage, parts, row_group_rows=1024)
     specs = [
         SAESpec(
-            config=TrainConfig(sae=kind(d_sae=d_sae, k=k), batch_rows=BATCH_ROWS), snapshot=snapshot.ref, order_seed=0
+            config=TrainConfig(sae=TopKConfig(d_sae=d_sae, k=k), batch_rows=BATCH_ROWS, seed=seed),
+            snapshot=snapshot.ref,
+            order_seed=0,
         )
-        for kind in (TopKConfig, BatchTopKConfig)
         for d_sae in WIDTHS
         for k in SPARSITIES
+        for seed in SEEDS
     ]
 
     def together(some: Sequence[SAESpec] = specs) -> None:
