@@ -48,6 +48,7 @@ def test_toy_runs_from_the_command_line_and_ends_with_a_report(toy: tuple[dict[s
     assert result["metrics"][0]["l0"] <= 3.5
 
 
+@pytest.mark.slow
 def test_a_second_toy_run_with_prefect_s_database_gone_computes_nothing(toy: tuple[dict[str, Any], Path]) -> None:
     _, folder = toy
     again = sae_pipeline("run", "toy", "--root", str(folder / "root"), home=folder / "another-prefect-home")

@@ -366,6 +366,7 @@ MEMORY_PROGRAM = """
 """
 
 
+@pytest.mark.slow
 def test_a_task_holds_one_part_however_many_there_are(tmp_path: Path) -> None:
     n_rows, d_in, row_group_rows = 16_384, 512, 256
     program = [sys.executable, "-c", textwrap.dedent(MEMORY_PROGRAM), str(tmp_path)]

@@ -179,6 +179,7 @@ def test_its_policy_lets_no_other_script_run(chosen: Path, alone: Callable[..., 
     visited.problems.clear()
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_hostile_text_stays_text(render: Callable[..., Any], tmp_path: Path, alone: Callable[..., Page]) -> None:
     report = render(whole=True, n_latents=120, n_other=70, hostile=True)
