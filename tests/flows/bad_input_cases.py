@@ -120,7 +120,7 @@ CASES: dict[str, tuple[Change, str]] = {
     # The command line
     "an unknown recipe": (
         lambda box: setattr(box, "source", "defualt"),
-        r"'defualt' is neither a recipe nor a \.toml or \.json file\. Did you mean 'default'\? Recipes: default, architectures, toy",
+        r"'defualt' is neither a recipe nor a \.toml or \.json file\. Did you mean 'default'\? Recipes: default, arch",
     ),
     "a missing config file": (lambda box: setattr(box, "source", "/nowhere/a.toml"), r"/nowhere/a\.toml: no such file"),
     "a folder for a config file": (
