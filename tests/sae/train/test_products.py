@@ -20,17 +20,19 @@ needs_switch = pytest.mark.skipif(SWITCH is None, reason="this torch has no swit
 
 @needs_switch
 @pytest.mark.parametrize("library", ["blas", "onednn"])
-def test_the_setting_of_the_process_is_as_before_also_after_an_error(library: products.ProductLibrary) -> None:
-    before = SWITCH.fp32_precision
+def test_the_setting_of_the_process_is_as_before_also_after_an_error(
+    library: products.ProductLibrary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SWITCH, "fp32_precision", "none")
 
     def fail() -> None:
         with products_by(library):
-            assert SWITCH.fp32_precision != before
+            assert SWITCH.fp32_precision != "none"
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         fail()
-    assert SWITCH.fp32_precision == before
+    assert SWITCH.fp32_precision == "none"
     assert torch.get_float32_matmul_precision() == "highest"
 
 
