@@ -1,3 +1,5 @@
+from collections.abc import Iterator
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -18,21 +20,28 @@ SWITCH = getattr(torch.backends.mkldnn, "matmul", None)
 needs_switch = pytest.mark.skipif(SWITCH is None, reason="this torch has no switch for oneDNN's products")
 
 
+@pytest.fixture
+def setting() -> Iterator[str]:
+    """A setting of the process that no library is asked for by."""
+    before = SWITCH.fp32_precision
+    SWITCH.fp32_precision = "none"
+    yield "none"
+    SWITCH.fp32_precision = before
+
+
 @needs_switch
 @pytest.mark.parametrize("library", ["blas", "onednn"])
 def test_the_setting_of_the_process_is_as_before_also_after_an_error(
-    library: products.ProductLibrary, monkeypatch: pytest.MonkeyPatch
+    library: products.ProductLibrary, setting: str
 ) -> None:
-    monkeypatch.setattr(SWITCH, "fp32_precision", "none")
-
     def fail() -> None:
         with products_by(library):
-            assert SWITCH.fp32_precision != "none"
+            assert SWITCH.fp32_precision != setting
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         fail()
-    assert SWITCH.fp32_precision == "none"
+    assert SWITCH.fp32_precision == setting
     assert torch.get_float32_matmul_precision() == "highest"
 
 
