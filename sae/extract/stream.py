@@ -12,7 +12,7 @@ from torch import Tensor
 from sae.extract.config import PartsSpec
 from sae.extract.filling import BUFFERS, Filling, PartRows, rows_of_part
 from sae.extract.write import write_rows
-from sae.store.artefacts.records import Record, commit, is_intact, require_record
+from sae.store.artefacts.records import Record, commit, intact_record
 from sae.store.snapshots.snapshot import PART_FILE
 from sae.store.storage.filesystem import Storage
 from sae.store.text.contexts import Contexts
@@ -81,8 +81,9 @@ class PartStream:
         part = start // self._size
         if part not in self._numbers:
             return False
-        if start == part * self._size and not self._recompute and is_intact(self._storage, self._spec.ref, part):
-            self._found[part] = require_record(self._storage, self._spec.ref, part)
+        begins = start == part * self._size and not self._recompute
+        if begins and (record := intact_record(self._storage, self._spec.ref, part)) is not None:
+            self._found[part] = record
             self._numbers.remove(part)
         return part in self._numbers
 

@@ -29,7 +29,7 @@ class RunPosition(Position):
     """Rows consumed."""
     cursor: Cursor
     """The next batch to read."""
-    library: ProductLibrary = "blas"
+    products: ProductLibrary = "blas"
     """What made the products of the steps so far, and makes those that follow."""
 
 
@@ -50,7 +50,7 @@ def save_checkpoint(checkpoints: Checkpoints[RunPosition], run: TrainingRun, cur
     tensors["curve.rows"] = torch.tensor(curve.rows, dtype=torch.float64).reshape(-1, len(COLUMNS))
     tensors["curve.pending"] = torch.stack(curve.pending) if curve.pending else torch.zeros(0, 4)
     checkpoints.save(
-        tensors, RunPosition(step=state.step, n_tokens=state.n_tokens, cursor=cursor, library=state.library)
+        tensors, RunPosition(step=state.step, n_tokens=state.n_tokens, cursor=cursor, products=state.products)
     )
     table = io.BytesIO()
     pq.write_table(curve.table(), table)
@@ -71,7 +71,7 @@ def load_checkpoint(checkpoints: Checkpoints[RunPosition], run: TrainingRun) -> 
             tensor.copy_(averaged[name])
         state.clock.tokens_since_fired.copy_(clock)
         state.step, state.n_tokens = position.step, position.n_tokens
-        state.library = _library_of(position, state.library)
+        state.products = _products_of(position, state.products)
         curve.rows = [tuple(row) for row in rows.tolist()]
         curve.pending = list(pending.to(run.device).unbind())
 
@@ -79,13 +79,13 @@ def load_checkpoint(checkpoints: Checkpoints[RunPosition], run: TrainingRun) -> 
     return position.cursor if position is not None else None
 
 
-def _library_of(position: RunPosition, probed: ProductLibrary) -> ProductLibrary:
+def _products_of(position: RunPosition, probed: ProductLibrary) -> ProductLibrary:
     """That of the checkpoint, unless it is inaccurate on the machine where the run goes on."""
-    if position.library == "onednn" and probed == "blas":
+    if position.products == "onednn" and probed == "blas":
         logger.warning(
             "The checkpoint of step %d was made with products by oneDNN, which are not accurate to float32 here. "
             "The run goes on with BLAS: it ends with other rounding than on the machine where it began.",
             position.step,
         )
         return probed
-    return position.library
+    return position.products

@@ -14,7 +14,7 @@ from sae.progress import Progress, silent
 from sae.store.artefacts import records
 from sae.store.artefacts.checkpoints import Checkpoints, new_attempt, remove_checkpoints
 from sae.store.artefacts.records import Record
-from sae.store.reading.loader import open_loader
+from sae.store.reading.loader import Loader
 from sae.store.reading.order import Cursor
 from sae.store.snapshots.snapshot import Snapshot, read_snapshot
 from sae.store.storage.filesystem import Storage
@@ -25,7 +25,7 @@ from sae.train.init import SAMPLE_ROWS
 from sae.train.live import live_note
 from sae.train.logs import CurveLogs, check_logs
 from sae.train.pretrained import load_initial
-from sae.train.rows import StoredRows
+from sae.train.rows import SnapshotRows
 from sae.train.run import DataMoments, TrainingRun
 from sae.train.schedule import count_steps
 from sae.weights import save_sae
@@ -76,7 +76,7 @@ def train_saes(
     slowest = min(members, key=lambda member: member.run.state.step)
     step, n_steps = slowest.run.state.step, max(member.run.n_steps for member in members)
 
-    loader = open_loader(storage, snapshot, first.config.batch_rows, first.order_seed, slowest.cursor, device=device)
+    loader = Loader(storage, snapshot, first.config.batch_rows, first.order_seed, slowest.cursor, device=device)
     began, n_rows = time.perf_counter(), 0
     try:
         while any(member.unfinished for member in members):
@@ -198,14 +198,14 @@ def _new_run(
     device: torch.device | str,
 ) -> TrainingRun:
     n_steps = count_steps(spec.config.n_tokens or moments.n_rows, moments.n_rows, spec.config.batch_rows)
-    rows = StoredRows(storage, snapshot, spec.calibration, spec.config.batch_rows, spec.order_seed, device)
+    rows = SnapshotRows(storage, snapshot, spec.calibration, spec.config.batch_rows, spec.order_seed, device)
     initial = load_initial(spec.config, storage, spec.initial)
     return TrainingRun(spec.config, moments, n_steps, sample, device, rows=rows, initial=initial, name=spec.ref)
 
 
 def _first_rows(storage: Storage, snapshot: Snapshot, spec: SAESpec) -> Tensor:
     """The rows that training sees first: a sample of the data, as it is shuffled. [rows, d_in]"""
-    loader = open_loader(storage, snapshot, spec.config.batch_rows, spec.order_seed)
+    loader = Loader(storage, snapshot, spec.config.batch_rows, spec.order_seed)
     wanted = min(SAMPLE_ROWS, snapshot.n_rows)
     batches: list[Tensor] = []
     try:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sae.config import Ref, digest
 from sae.philox import philox
-from sae.store.reading.loader import open_loader
+from sae.store.reading.loader import Loader
 from sae.store.reading.shuffle import ShuffleConfig
 from sae.store.snapshots.snapshot import Snapshot, read_snapshot
 from sae.store.storage.filesystem import Storage
@@ -37,7 +37,7 @@ class RowSource(Protocol):
         """Rows that training does not see; where there are none, rows of the training data."""
 
 
-class StoredRows:
+class SnapshotRows:
     """Rows of snapshots.
 
     Args:
@@ -74,7 +74,7 @@ class StoredRows:
     def _read(self, snapshot: Snapshot, n_rows: int, purpose: str) -> Iterator[Tensor]:
         batch_rows = min(self._batch_rows, snapshot.n_rows)
         seed = int(digest([purpose, self._seed]), 16)
-        loader = open_loader(self._storage, snapshot, batch_rows, seed, shuffle=FEW_WINDOWS, device=self._device)
+        loader = Loader(self._storage, snapshot, batch_rows, seed, shuffle=FEW_WINDOWS, device=self._device)
         try:
             while n_rows > 0:
                 batch = next(loader)[:n_rows]

@@ -165,7 +165,7 @@ class TrainingRun:
                 f"a batch of width {x.shape[1]} for an SAE of d_in = {self.d_in}. It was made for other activations."
             )
         config, state = self.config, self.state
-        lr = learning_rate(state.step, self.n_steps, config.peak_lr, config.warmup_fraction, config.decay_fraction)
+        lr = self.learning_rate(state.step)
         if isinstance(state.sae, StandardSAE):
             standard = state.sae.config
             state.sae.l1_coefficient = warmed_up(
@@ -245,7 +245,7 @@ class TrainingRun:
             "n_tokens": self.state.n_tokens,
             "peak_lr": self.config.peak_lr,
             "input_scale": self.scale,
-            "products": self.state.library,
+            "products": self.state.products,
             **{name: last[name] for name in ("loss", "fvu", "l0", "dead")},
             **(self._calibration.metrics() if self._calibration else {}),
         }

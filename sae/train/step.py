@@ -30,7 +30,7 @@ class TrainState:
     sae: SAE
     optimizer: torch.optim.Adam
     clock: DeadLatentClock
-    library: ProductLibrary = "blas"
+    products: ProductLibrary = "blas"
     """What makes the products; the same in every step."""
     step: int = 0
     """Steps done."""
@@ -71,7 +71,7 @@ def train_step(
 ) -> Losses:
     """Train on one batch. x: [batch, d_in], as the SAE sees it; variance: of x per element, over all the data."""
     sae, clock = state.sae, state.clock
-    with products_by(state.library):
+    with products_by(state.products):
         losses = gradients(sae, x, clock.dead_or_none(), variance)
     apply_gradients(sae, state.optimizer, lr, max_grad_norm)
     clock.update(losses.fired, len(x))

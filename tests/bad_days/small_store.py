@@ -12,7 +12,7 @@ from sae.store import layout
 from sae.store.artefacts.records import commit, is_intact, read_record
 from sae.store.part.encoding import Encoding
 from sae.store.part.writer import write_part
-from sae.store.reading.loader import open_loader
+from sae.store.reading.loader import Loader
 from sae.store.reading.shuffle import ShuffleConfig
 from sae.store.snapshots.moments import encode_vector
 from sae.store.snapshots.snapshot import PART_FILE, SnapshotSpec, commit_snapshot, read_snapshot
@@ -91,7 +91,7 @@ def build(storage: Storage) -> None:
 
 def read(storage: Storage) -> bytes:
     """All rows of an epoch, as training sees them."""
-    loader = open_loader(
+    loader = Loader(
         storage, read_snapshot(storage, SNAPSHOT.ref), 256, 0, shuffle=ShuffleConfig(n_streams=2, window_row_groups=4)
     )
     try:

@@ -11,7 +11,7 @@ from sae.extract.corpus import commit_segment, resolve_segment
 from sae.extract.part import extract_part, plan_parts
 from sae.extract.tokens import tokenize_segment
 from sae.store.artefacts.records import is_intact, require_record
-from sae.store.reading.loader import open_loader
+from sae.store.reading.loader import Loader
 from sae.store.reading.shuffle import ShuffleConfig
 from sae.store.snapshots.snapshot import SnapshotSpec, commit_snapshot, read_snapshot
 from sae.store.storage.filesystem import Storage
@@ -83,7 +83,7 @@ def extract(storage: Storage, folder: Path) -> None:
     if not is_intact(storage, snapshot.ref):
         commit_snapshot(storage, snapshot)
     shuffle = ShuffleConfig(n_streams=2, window_row_groups=4)
-    loader = open_loader(storage, read_snapshot(storage, snapshot.ref), 32, 0, shuffle=shuffle)
+    loader = Loader(storage, read_snapshot(storage, snapshot.ref), 32, 0, shuffle=shuffle)
     try:
         for _ in range(loader.batches_per_epoch):
             next(loader)

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sae.store.reading.loader import open_loader
+from sae.store.reading.loader import Loader
 from sae.store.reading.reader import PIECE_BYTES
 from sae.store.reading.shuffle import RowGroups, ShuffleConfig
 from sae.store.snapshots.snapshot import Snapshot, read_snapshot
@@ -64,7 +64,7 @@ def memory(sizes: Sequence[int]) -> Iterator[Row]:
 
 
 def _speeds(storage: Storage, snapshot: Snapshot, where: str, *, from_disk: bool) -> Iterator[Row]:
-    loader = open_loader(storage, snapshot, BATCH_ROWS, seed=0)
+    loader = Loader(storage, snapshot, BATCH_ROWS, seed=0)
     group_rows = int(snapshot.group_rows_flat.max())
     ring = np.zeros((max(1, WINDOW_BYTES // (2 * snapshot.d_in * group_rows)), group_rows, snapshot.d_in), np.float16)
     decoded = torch.zeros((group_rows, snapshot.d_in))
@@ -144,7 +144,7 @@ def _peak_bytes(root: str, ref: str) -> int:
     storage = Storage(root)
     snapshot = read_snapshot(storage, ref)
     before = _resident("VmRSS")
-    loader = open_loader(storage, snapshot, BATCH_ROWS, seed=0)
+    loader = Loader(storage, snapshot, BATCH_ROWS, seed=0)
     for _ in range(loader.batches_per_epoch):
         next(loader)
     loader.close()

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sae.store.reading.loader import Loader, open_loader
+from sae.store.reading.loader import Loader
 from sae.store.reading.shuffle import ShuffleConfig
 from sae.store.storage.filesystem import Storage
 from tests.benchmarks.snapshots import random_rows, write_repeated
@@ -48,7 +48,7 @@ def main(python: str) -> None:
         snapshot = write_repeated(storage, act, n_parts=N_PARTS, row_group_rows=GROUP_ROWS)
         _write_rows(folder, act)
         shuffle = ShuffleConfig(window_row_groups=WINDOW_ROW_GROUPS)
-        loader = open_loader(storage, snapshot, BATCH_ROWS, seed=0, shuffle=shuffle)
+        loader = Loader(storage, snapshot, BATCH_ROWS, seed=0, shuffle=shuffle)
         print(f"{torch.get_num_threads()} threads, {snapshot.n_rows:,} rows of {D_IN}, {N_PAIRS} pairs, medians")
         print(f"{'':<46}{'version':<14}{'ours rows/s':>14}{'theirs rows/s':>16}{'ratio':>8}  min-max")
         _ours(loader)

@@ -11,7 +11,7 @@ from sae.extract.config import ArraySource, DealtPartsSpec, GivenPartsSpec, Remi
 from sae.extract.given import import_activations, resolve_given_content
 from sae.extract.remix import count_parts, deal_part, finish_dealing, finish_remix, gather_part, remove_dealt
 from sae.store.reading.blocks import iter_rows
-from sae.store.reading.loader import open_loader
+from sae.store.reading.loader import Loader
 from sae.store.reading.shuffle import ShuffleConfig
 from sae.store.snapshots.snapshot import Snapshot, SnapshotSpec, commit_snapshot, read_snapshot
 from sae.store.storage.filesystem import Storage
@@ -110,7 +110,7 @@ def _in_order(storage: Storage, snapshot: Snapshot) -> Iterator[np.ndarray]:
 
 def _shuffled(storage: Storage, snapshot: Snapshot) -> Iterator[np.ndarray]:
     # With the memory that it takes by default, the loader would hold all of so small a store.
-    loader = open_loader(storage, snapshot, BATCH_ROWS, seed=0, shuffle=ShuffleConfig(window_row_groups=IN_MEMORY))
+    loader = Loader(storage, snapshot, BATCH_ROWS, seed=0, shuffle=ShuffleConfig(window_row_groups=IN_MEMORY))
     try:
         for _ in range(loader.batches_per_epoch):
             yield next(loader).numpy()

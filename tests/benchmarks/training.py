@@ -72,7 +72,7 @@ def _run(x: Tensor, config: SAEConfig, selection: str, bias: float) -> TrainingR
 
 def _autograd_step(run: TrainingRun, x: Tensor) -> None:
     """Products by the library that torch takes by itself."""
-    run.state.library = "blas"
+    run.state.products = "blas"
     train_step(run.state, x * run.scale, run.learning_rate(run.state.step), run.variance, autograd_gradients)
 
 

@@ -61,7 +61,12 @@ def require_record(storage: Storage, ref: str, part: int | None = None) -> Recor
 
 
 def is_intact(storage: Storage, ref: str, part: int | None = None) -> bool:
-    """Whether an artefact is finished and all its files are there in their recorded sizes; contents are not read.
+    """Whether there is an `intact_record`. Raises: as that."""
+    return intact_record(storage, ref, part) is not None
+
+
+def intact_record(storage: Storage, ref: str, part: int | None = None) -> Record | None:
+    """The commit record of an artefact whose files are all there in their recorded sizes; contents are not read.
 
     Raises: StoreError when its record is of a newer format.
     """
@@ -69,15 +74,15 @@ def is_intact(storage: Storage, ref: str, part: int | None = None) -> bool:
         record = read_record(storage, ref, part)
     except DamagedError as err:
         logger.warning("%s", err)
-        return False
+        return None
     if record is None:
-        return False
+        return None
     sizes = storage.sizes(record.folder) if record.files else {}
     for entry in record.files:
         if (difference := size_difference(sizes.get(entry.name), entry)) is not None:
             logger.warning("%s: %s", storage.uri(record.path(entry.name)), difference)
-            return False
-    return True
+            return None
+    return record
 
 
 def commit(

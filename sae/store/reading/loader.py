@@ -35,6 +35,15 @@ class Loader:
     page-locked memory of the host, and the batches on the GPU.
 
     A batch belongs to the caller: its memory is used again only when no tensor refers to it any more.
+
+    Args:
+        batch_rows: rows of a global batch, over all ranks.
+        seed: of the order.
+        cursor: the next batch to yield; the first by default.
+        rank, world: whose rows of every batch to yield.
+        device: where the batches are to be.
+
+    Raises: ConfigError when a batch is larger than the snapshot, or the ranks cannot share it evenly.
     """
 
     def __init__(
@@ -216,28 +225,3 @@ def _check(snapshot: Snapshot, batch_rows: int, n_lanes: int, rank: int, world: 
             f"world = {world} ranks cannot share the {n_lanes} streams of batches of {batch_rows} rows evenly. "
             f"Use {fitting} ranks, or more streams (a multiple of {world} that divides batch_rows)."
         )
-
-
-def open_loader(
-    storage: Storage,
-    snapshot: Snapshot,
-    batch_rows: int,
-    seed: int,
-    cursor: Cursor | None = None,
-    shuffle: ShuffleConfig | None = None,
-    *,
-    rank: int = 0,
-    world: int = 1,
-    device: torch.device | str = "cpu",
-) -> Loader:
-    """Start reading a snapshot in the shuffled order of `seed`.
-
-    Args:
-        batch_rows: rows of a global batch, over all ranks.
-        cursor: the next batch to yield; the first by default.
-        rank, world: whose rows of every batch to yield.
-        device: where the batches are to be.
-
-    Raises: ConfigError when a batch is larger than the snapshot, or the ranks cannot share it evenly.
-    """
-    return Loader(storage, snapshot, batch_rows, seed, cursor, shuffle, rank=rank, world=world, device=device)

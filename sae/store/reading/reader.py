@@ -216,10 +216,10 @@ class RowGroupReader:
             raise _NotAsRecorded
 
     def _announce(self, part: int, group: int) -> None:
-        wanted = self._vectors(part, group, np.empty(0, np.uint8))
-        n_bytes = int(self._snapshot.group_rows(part)[group]) * self._row_bytes
+        entry = self._snapshot.parts[part]
+        place = entry.row_group(group)
         with contextlib.suppress(StoreError):  # it will be raised in its place
-            self._ranges.announce(self._snapshot.parts[part].path, wanted.offset, n_bytes)
+            self._ranges.announce(entry.path, place.offset, place.n_rows * self._row_bytes)
 
     def _fetch(self, parts: Sequence[int], ranges: Sequence[Range]) -> list[bool]:
         """Fill the buffers of ranges of these parts. Returns: False where the file ends before."""

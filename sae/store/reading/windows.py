@@ -136,7 +136,7 @@ class ReadAhead:
     def take(self) -> tuple[Run, HeldWindow]:
         """The next run, and its window to be given back.
 
-        Raises: as RowGroupReader.read_many, if reading it did; IndexError after the last run.
+        Raises: as RowGroupReader.iter_pieces, if reading it did; IndexError after the last run.
         """
         self._plan()
         run, window = self._planned.popleft()

@@ -25,7 +25,7 @@ from sae.store.artefacts import files
 from sae.store.artefacts.records import commit, is_intact, local_files, read_record, require_record, verify
 from sae.store.part.writer import PartLayout
 from sae.store.reading.blocks import iter_rows
-from sae.store.reading.loader import open_loader
+from sae.store.reading.loader import Loader
 from sae.store.reading.shuffle import ShuffleConfig
 from sae.store.snapshots.snapshot import read_snapshot
 from sae.store.storage.filesystem import Storage
@@ -220,7 +220,7 @@ def test_damage_that_is_read_ahead_reaches_the_caller(storage: Storage, make_sna
     data = bytearray(path.read_bytes())
     data[snapshot.parts[1].layout.row_groups[11].offset] ^= 1
     path.write_bytes(bytes(data))
-    loader = open_loader(storage, snapshot, 8, 0, shuffle=ShuffleConfig(n_streams=2, window_row_groups=4))
+    loader = Loader(storage, snapshot, 8, 0, shuffle=ShuffleConfig(n_streams=2, window_row_groups=4))
     read: list[torch.Tensor] = []
     with pytest.raises(DamagedError, match="row group 11") as error:
         read.extend(loader)

@@ -109,7 +109,7 @@ def _resumed(saved: TrainingRun, fresh: TrainingRun, storage: Storage) -> Traini
 
 def test_a_resumed_run_keeps_the_library_that_it_began_with(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     run = _resumed(_run("blas", monkeypatch), _run("onednn", monkeypatch), storage)
-    assert (run.state.step, run.state.library) == (1, "blas")
+    assert (run.state.step, run.state.products) == (1, "blas")
     run.advance(X)
     run.curve.rows = [(0.0,) * 8]
     assert run.metrics()["products"] == "blas"
@@ -119,7 +119,7 @@ def test_a_run_resumed_where_its_library_is_inaccurate_leaves_it_and_says_so(
     storage: Storage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = _resumed(_run("onednn", monkeypatch), _run("blas", monkeypatch), storage)
-    assert run.state.library == "blas"
+    assert run.state.products == "blas"
     assert "not accurate to float32 here" in caplog.text
 
 

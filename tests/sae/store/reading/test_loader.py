@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sae.errors import ConfigError, DamagedError, StopRequested, TransientError
 from sae.store.reading import reader, shuffle
-from sae.store.reading.loader import Loader, open_loader
+from sae.store.reading.loader import Loader
 from sae.store.reading.order import Cursor, Epoch
 from sae.store.reading.reader import Piece, RowGroupReader
 from sae.store.reading.shuffle import RowGroups, ShuffleConfig
@@ -102,17 +102,17 @@ def test_loader_follows_the_order_and_resumes_anywhere(
         return
     shuffle = ShuffleConfig(n_streams=n_streams, window_row_groups=window)
     n_batches = -(-snapshot.n_rows // batch_rows)
-    whole = read(open_loader(memory_storage, snapshot, batch_rows, 7, shuffle=shuffle), 2 * n_batches + 2)
+    whole = read(Loader(memory_storage, snapshot, batch_rows, 7, shuffle=shuffle), 2 * n_batches + 2)
     for epoch in (0, 1):
         batches = whole[epoch * n_batches : (epoch + 1) * n_batches]
         assert sorted(row for batch in batches for row in batch) == list(range(sum(sizes)))
 
     stop = min(stop, n_batches)
-    first = open_loader(memory_storage, snapshot, batch_rows, 7, shuffle=shuffle)
+    first = Loader(memory_storage, snapshot, batch_rows, 7, shuffle=shuffle)
     head = [numbers(next(first)) for _ in range(stop)]
     cursor = Cursor.model_validate_json(first.cursor.model_dump_json())
     first.close()
-    rest = read(open_loader(memory_storage, snapshot, batch_rows, 7, cursor, shuffle), 2 * n_batches + 2 - stop)
+    rest = read(Loader(memory_storage, snapshot, batch_rows, 7, cursor, shuffle), 2 * n_batches + 2 - stop)
     assert head + rest == whole
 
 
@@ -144,7 +144,7 @@ def test_any_number_of_ranks_reads_the_same_global_batches_and_goes_on_from_any_
 
     def ranks(world: int, cursor: Cursor | None = None) -> list[Loader]:
         return [
-            open_loader(memory_storage, snapshot, batch_rows, 3, cursor, shuffle, rank=rank, world=world)
+            Loader(memory_storage, snapshot, batch_rows, 3, cursor, shuffle, rank=rank, world=world)
             for rank in range(world)
         ]
 
@@ -184,39 +184,39 @@ def test_loader_takes_the_rows_that_the_order_names(storage: Storage, make_snaps
             count = epoch.lanes.rows_in_batch(lane, batch)
             taken += rows[:count]
             del rows[:count]
-    assert read(open_loader(storage, snapshot, 24, 5), epoch.lanes.n_batches) == expected
+    assert read(Loader(storage, snapshot, 24, 5), epoch.lanes.n_batches) == expected
 
 
 def test_a_part_that_another_tool_has_rewritten_comes_in_the_same_batches(
     storage: Storage, make_snapshot: MakeSnapshot
 ) -> None:
     snapshot = make_snapshot(storage, numbered_parts([100, 80, 33]), row_group_rows=16)
-    expected = read(open_loader(storage, snapshot, 24, 5), 20)
+    expected = read(Loader(storage, snapshot, 24, 5), 20)
     path = storage.full(snapshot.parts[1].path)
     pq.write_table(pq.read_table(path), path, row_group_size=16, compression="zstd")
-    assert read(open_loader(storage, snapshot, 24, 5), 20) == expected
+    assert read(Loader(storage, snapshot, 24, 5), 20) == expected
 
 
 def test_a_batch_larger_than_the_data_is_refused(storage: Storage, make_snapshot: MakeSnapshot) -> None:
     snapshot = make_snapshot(storage, numbered_parts([10]))
     with pytest.raises(ConfigError, match=r"batch_rows = 11 but the snapshot .* has 10 rows"):
-        open_loader(storage, snapshot, 11, 0)
+        Loader(storage, snapshot, 11, 0)
 
 
 def test_ranks_that_cannot_share_the_streams_are_refused(storage: Storage, make_snapshot: MakeSnapshot) -> None:
     snapshot = make_snapshot(storage, numbered_parts([100]))
     with pytest.raises(ConfigError, match=r"world = 3 ranks .* 8 streams .* 24 rows .* Use 1, 2, 4, 8 ranks"):
-        open_loader(storage, snapshot, 24, 0, rank=0, world=3)
+        Loader(storage, snapshot, 24, 0, rank=0, world=3)
     with pytest.raises(ConfigError, match=r"world = 8 ranks .* 4 streams .* 12 rows .* Use 1, 2, 4 ranks"):
-        open_loader(storage, snapshot, 12, 0, rank=0, world=8)
+        Loader(storage, snapshot, 12, 0, rank=0, world=8)
     with pytest.raises(ConfigError, match="rank = 2 of world = 2"):
-        open_loader(storage, snapshot, 24, 0, rank=2, world=2)
+        Loader(storage, snapshot, 24, 0, rank=2, world=2)
     assert no_threads()
 
 
 def test_a_batch_keeps_its_values_while_anything_refers_to_it(storage: Storage, make_snapshot: MakeSnapshot) -> None:
     snapshot = make_snapshot(storage, [part.astype(np.float16) for part in numbered_parts([640])], row_group_rows=8)
-    loader = open_loader(storage, snapshot, 8, 0, shuffle=ShuffleConfig(window_row_groups=16))
+    loader = Loader(storage, snapshot, 8, 0, shuffle=ShuffleConfig(window_row_groups=16))
     whole = next(loader)
     some_rows, as_array = next(loader)[2:5], next(loader).numpy()
     expected = whole.clone(), some_rows.clone(), as_array.copy()
@@ -248,7 +248,7 @@ def test_memory_does_not_grow_with_the_store(
         snapshot = make_snapshot(storage, numbered_parts([60, 41] * n_parts), row_group_rows=20)
         sizes.clear()
         shuffle = ShuffleConfig(window_row_groups=16)
-        loader = open_loader(storage, snapshot, 16, 0, shuffle=shuffle, rank=world - 1, world=world)
+        loader = Loader(storage, snapshot, 16, 0, shuffle=shuffle, rank=world - 1, world=world)
         for _ in range(2 * loader.batches_per_epoch):
             next(loader)
         loader.close()
@@ -268,7 +268,7 @@ def test_rows_of_parts_with_different_encodings_are_decoded(
     row_groups = RowGroupReader(storage, snapshot)
     stored = [row_groups.read_act(part, g) for part, sizes in enumerate(snapshot.row_groups) for g in range(len(sizes))]
     row_groups.close()
-    loader = open_loader(storage, snapshot, 20, 0, shuffle=ShuffleConfig(n_streams=2))
+    loader = Loader(storage, snapshot, 20, 0, shuffle=ShuffleConfig(n_streams=2))
     batches = [next(loader).clone().numpy() for _ in range(loader.batches_per_epoch)]
     loader.close()
     assert sorted(np.concatenate(batches).tolist()) == sorted(np.concatenate(stored).astype(np.float32).tolist())
@@ -277,7 +277,7 @@ def test_rows_of_parts_with_different_encodings_are_decoded(
 def test_closing_ends_all_threads_in_any_state(storage: Storage, make_snapshot: MakeSnapshot) -> None:
     snapshot = make_snapshot(storage, numbered_parts([400]), row_group_rows=8)
     for n_batches in (0, 1, 30, 60):
-        loader = open_loader(storage, snapshot, 8, 0)
+        loader = Loader(storage, snapshot, 8, 0)
         read(loader, n_batches)
         loader.close()  # a second time
         assert no_threads()
@@ -299,7 +299,7 @@ def test_closing_does_not_wait_for_whole_windows(
             yield piece
 
     monkeypatch.setattr(RowGroupReader, "iter_pieces", slow)
-    loader = open_loader(storage, snapshot, 8, 0, shuffle=ShuffleConfig(n_streams=1, window_row_groups=100))
+    loader = Loader(storage, snapshot, 8, 0, shuffle=ShuffleConfig(n_streams=1, window_row_groups=100))
 
     def call() -> None:
         with pytest.raises(StopRequested):
@@ -326,7 +326,7 @@ def test_an_error_in_what_is_read_ahead_comes_in_its_batch_and_the_cursor_stays_
     snapshot = make_snapshot(storage, numbered_parts([300, 340]), row_group_rows=10)
     shuffle = ShuffleConfig(n_streams=4, window_row_groups=8)
     n_batches = 640 // 16
-    whole = read(open_loader(storage, snapshot, 16, 0, shuffle=shuffle), n_batches)
+    whole = read(Loader(storage, snapshot, 16, 0, shuffle=shuffle), n_batches)
     groups = RowGroups.of(snapshot.row_groups)
     first = first_batch_that_needs(1, 11, Epoch(groups, 16, 0, 0, shuffle.sizes(groups, 12)))
     assert first > 0
@@ -339,7 +339,7 @@ def test_an_error_in_what_is_read_ahead_comes_in_its_batch_and_the_cursor_stays_
             yield piece
 
     monkeypatch.setattr(RowGroupReader, "iter_pieces", failing)
-    loader = open_loader(storage, snapshot, 16, 0, shuffle=shuffle)
+    loader = Loader(storage, snapshot, 16, 0, shuffle=shuffle)
     got = [numbers(next(loader)) for _ in range(first)]
     with pytest.raises(type(error)) as raised:
         next(loader)
@@ -347,7 +347,7 @@ def test_an_error_in_what_is_read_ahead_comes_in_its_batch_and_the_cursor_stays_
     assert loader.cursor == Cursor(epoch=0, batch=first)
     loader.close()
     monkeypatch.undo()
-    rest = read(open_loader(storage, snapshot, 16, 0, loader.cursor, shuffle), n_batches - first)
+    rest = read(Loader(storage, snapshot, 16, 0, loader.cursor, shuffle), n_batches - first)
     assert got + rest == whole
 
 
@@ -370,7 +370,7 @@ def test_waiting_for_rows_is_counted(
         yield from iter_pieces(self, places, buffer)
 
     monkeypatch.setattr(RowGroupReader, "iter_pieces", slow)
-    loader = open_loader(storage, snapshot, 8, 0)
+    loader = Loader(storage, snapshot, 8, 0)
     assert loader.waited_seconds == 0
     next(loader)
     assert loader.waited_seconds >= seconds
@@ -381,7 +381,7 @@ def test_waiting_for_rows_is_counted(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_batches_on_a_gpu_are_those_on_the_host(storage: Storage, make_snapshot: MakeSnapshot) -> None:
     snapshot = make_snapshot(storage, numbered_parts([3000, 1111]), row_group_rows=64)
-    host, device = (open_loader(storage, snapshot, 48, 0, device=name) for name in ("cpu", "cuda"))
+    host, device = (Loader(storage, snapshot, 48, 0, device=name) for name in ("cpu", "cuda"))
     for _ in range(3 * host.batches_per_epoch):
         expected, x = next(host), next(device)
         assert x.device.type == "cuda"

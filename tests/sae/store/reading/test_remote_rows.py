@@ -11,7 +11,7 @@ import torch
 
 from sae.errors import DamagedError
 from sae.store.reading.blocks import READ_AHEAD, iter_rows
-from sae.store.reading.loader import open_loader
+from sae.store.reading.loader import Loader
 from sae.store.reading.reader import RowGroupReader
 from sae.store.snapshots.snapshot import Snapshot
 from sae.store.storage.filesystem import Storage
@@ -58,7 +58,7 @@ def test_shuffled_batches_are_the_same_through_every_fault(
 ) -> None:
     on_disk = make_snapshot(storage, parts, row_group_rows=20)
     hop.fault = lottery(5, 0.1, READING)
-    loaders = [open_loader(Storage(s3_root), snapshot, 48, seed=1), open_loader(storage, on_disk, 48, seed=1)]
+    loaders = [Loader(Storage(s3_root), snapshot, 48, seed=1), Loader(storage, on_disk, 48, seed=1)]
     for _ in range(2 * loaders[0].batches_per_epoch):
         assert torch.equal(next(loaders[0]), next(loaders[1]))
     for loader in loaders:
