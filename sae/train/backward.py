@@ -4,8 +4,8 @@ topk, batch_topk: 2 B d (n + 4 k) instead of 10 B d n FLOPs. Only the encoder's 
 selected from tile by tile; decoding and the gradients of both matrices run over the selected pairs (`pairs.py`).
 
 Several devices may share one SAE: each then has some of the latents and some of the rows, and what they must tell each
-other within a step is asked of a `Collectives`. The means over rows of the gradients and losses returned here are left
-to the caller.
+other within a step is asked of a `Collectives`. Losses and gradients are this device's rows' share of the means over
+all rows: their sums over the data axis are left to the caller.
 """
 
 from collections.abc import Callable
@@ -36,9 +36,9 @@ def topk_gradients(
     x: Tensor,
     dead: Tensor | None,
     variance: float,
+    shared: Collectives = ALONE,
     *,
     selection: torch.dtype | None = None,
-    shared: Collectives = ALONE,
 ) -> Losses:
     """`topk_losses`, with the gradient of every parameter left in it.
 
@@ -48,9 +48,11 @@ def topk_gradients(
     """
     sae = cast(TopKSAE, sae)
     x_in = x - sae.b_dec
-    values, latents = select_topk(x_in, sae.W_enc, sae.b_enc, sae.config.k, selection)
-    pairs = Pairs.of_rows(latents, sae.d_sae)
-    values = values.flatten() if selection is None else _pre_acts(sae, pairs, x_in)
+    k = sae.config.k
+    values, latents = select_topk(x_in, sae.W_enc, sae.b_enc, min(k, sae.d_sae), selection)
+    pairs, values = Pairs.of_rows(values, latents, shared.among_largest_of_row(values, k), sae.d_sae)
+    if selection is not None:
+        values = _pre_acts(sae, pairs, x_in)
     return _gradients(sae, x, x_in, pairs, values, dead, variance, shared)
 
 
@@ -60,14 +62,17 @@ def batch_topk_gradients(
     x: Tensor,
     dead: Tensor | None,
     variance: float,
+    shared: Collectives = ALONE,
     *,
     selection: torch.dtype | None = None,
-    shared: Collectives = ALONE,
 ) -> Losses:
     """`batch_topk_losses`, with the gradient of every parameter left in it. selection: as in `topk_gradients`."""
     sae = cast(BatchTopKSAE, sae)
     x_in = x - sae.b_dec
-    values, rows, latents = select_batch_topk(x_in, sae.W_enc, sae.b_enc, len(x) * sae.config.k, selection)
+    n = shared.count_rows(len(x)) * sae.config.k
+    selected = select_batch_topk(x_in, sae.W_enc, sae.b_enc, n, selection)
+    kept = shared.among_largest_of_batch(selected[0], n)
+    values, rows, latents = selected if kept is None else (column[kept] for column in selected)
     pairs = Pairs(rows, latents, len(x), sae.d_sae)
     if selection is not None:
         values = _pre_acts(sae, pairs, x_in)
@@ -90,52 +95,63 @@ def _gradients(
     shared: Collectives,
 ) -> Losses:
     """Loss and gradients of a batch whose pairs are chosen. x_in: x - b_dec; pre_acts: of the pairs."""
+    n_rows = shared.count_rows(len(x))
     positive = pre_acts > 0
     values = pre_acts.relu()
     decoded, dots = pairs.decode(values, sae.W_dec)
     error = shared.sum_latents(decoded).add_(sae.b_dec).sub_(x)
-    fvu = error.square().mean() / variance
-    d_x_hat = error * (2 / (error.numel() * variance))
+    fvu = error.square().sum() / (n_rows * sae.d_in) / variance
+    d_x_hat = error * (2 / (n_rows * sae.d_in * variance))
     d_pre_acts = dots(d_x_hat).mul_(positive)
     sae.W_dec.grad = pairs.sums(values, d_x_hat)
     sae.W_enc.grad = pairs.sums(d_pre_acts, x_in)
     sae.b_enc.grad = pairs.totals(d_pre_acts)
     aux = torch.zeros_like(fvu)
     if dead is not None and sae.config.k_aux > 0:
-        aux = _add_auxk(sae, x_in, error.neg_(), dead.nonzero().squeeze(1), shared)
+        aux = _add_auxk(sae, x_in, error.neg_(), dead.nonzero().squeeze(1), n_rows, shared)
     encoder_gradients(sae, d_x_hat.sum(dim=0), shared)
     return Losses(
         total=fvu + aux,
         fvu=fvu,
-        l0=shared.sum_latents(positive.sum() / len(x)),
+        l0=shared.sum_latents(positive.sum() / n_rows),
         aux=aux,
         fired=fired_latents(pairs.latent, positive, sae.d_sae),
     )
 
 
 def _add_auxk(
-    sae: TopKSAE | BatchTopKSAE, x_in: Tensor, residual: Tensor, which: Tensor, shared: Collectives
+    sae: TopKSAE | BatchTopKSAE, x_in: Tensor, residual: Tensor, which: Tensor, n_rows: int, shared: Collectives
 ) -> Tensor:
-    """Add the gradients of AuxK, which reach dead latents only. which: their numbers. Returns: its term of the loss."""
+    """Add the gradients of AuxK, which reach dead latents only. Returns: its term of the loss.
+
+    Args:
+        which: numbers of the dead ones among this device's latents; other devices may have more, or none.
+        n_rows: of all devices.
+    """
     W_enc, b_enc, W_dec = sae.W_enc[which], sae.b_enc[which], sae.W_dec[which]
-    k_aux = min(sae.config.k_aux, len(which))
+    n_dead = int(shared.sum_latents(torch.tensor(len(which))))
+    k_aux = min(sae.config.k_aux, n_dead)
+    n_candidates = min(k_aux, len(which))
     sparse = len(which) > DENSE_AUXK * k_aux
     if sparse:
-        values, latents = select_topk(x_in, W_enc, b_enc, k_aux)
-        pairs, values = Pairs.of_rows(latents, len(which)), values.flatten().relu_()
+        values, latents = select_topk(x_in, W_enc, b_enc, n_candidates)
+        kept = shared.among_largest_of_row(values, k_aux)
+        pairs, values = Pairs.of_rows(values.relu_(), latents, kept, len(which))
         predicted, dots = pairs.decode(values, W_dec)
     else:
         values = F.linear(x_in, W_enc, b_enc).relu_()
-        if k_aux < len(which):
-            strongest, latents = top_k(values, k_aux)
+        if k_aux < n_dead:
+            strongest, latents = top_k(values, n_candidates)
+            kept = shared.among_largest_of_row(strongest, k_aux)
+            strongest = strongest if kept is None else strongest * kept
             values = torch.zeros_like(values).scatter_(1, latents, strongest)
         predicted = values @ W_dec
-    mean = shared.mean_rows(residual.mean(dim=0))
-    spread = shared.mean_rows((residual - mean).square().mean())
+    mean = shared.sum_rows(residual.sum(dim=0)).div_(n_rows)
+    spread = shared.sum_rows((residual - mean).square().sum()).div_(n_rows * sae.d_in)
     error = shared.sum_latents(predicted).sub_(residual)
     scale = torch.where(spread > 0, sae.config.auxk_coefficient / spread.clamp_min(torch.finfo(x_in.dtype).tiny), 0.0)
-    aux = error.square().mean() * scale
-    d_predicted = error.mul_(scale * (2 / error.numel()))
+    aux = error.square().sum().div_(n_rows * sae.d_in) * scale
+    d_predicted = error.mul_(scale * (2 / (n_rows * sae.d_in)))
 
     positive = values > 0
     if sparse:
@@ -150,7 +166,7 @@ def _add_auxk(
     return aux
 
 
-_Gradients = Callable[[SAE, Tensor, Tensor | None, float], Losses]
+_Gradients = Callable[[SAE, Tensor, Tensor | None, float, Collectives], Losses]
 
 GRADIENTS: dict[str, _Gradients] = {
     "batch_topk": batch_topk_gradients,

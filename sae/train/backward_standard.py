@@ -18,7 +18,7 @@ SPARSE_BELOW = 0.06
 
 @torch.no_grad()
 def standard_gradients(
-    sae: SAE, x: Tensor, dead: Tensor | None, variance: float, *, shared: Collectives = ALONE
+    sae: SAE, x: Tensor, dead: Tensor | None, variance: float, shared: Collectives = ALONE
 ) -> Losses:
     """`standard_losses`, with the gradient of every parameter left in it.
 
@@ -26,7 +26,7 @@ def standard_gradients(
     Parameters may have a leading dimension, several SAEs stacked: then so have the losses, and all is dense.
     """
     sae = cast(StandardSAE, sae)
-    config, (n_rows, d_in) = sae.config, x.shape
+    config, d_in, n_rows = sae.config, sae.d_in, shared.count_rows(len(x))
     stacked = sae.W_enc.ndim > 2
     x_in = x - sae.b_dec.unsqueeze(-2) if sae.subtracts_b_dec else x
     summed = config.reduction == "sum"
@@ -40,7 +40,7 @@ def standard_gradients(
     d_W_enc, d_W_dec, d_b_enc = (cast(Tensor, p.grad) for p in (sae.W_enc, sae.W_dec, sae.b_enc))
     mass = torch.zeros_like(sae.b_enc)
     n_positive = torch.zeros(mass.shape[:-1], dtype=torch.int64, device=x.device)
-    d_x_hat = x.new_empty(*sae.W_enc.shape[:-2], n_rows, d_in)
+    d_x_hat = x.new_empty(*sae.W_enc.shape[:-2], *x.shape)
     sparse: list[tuple[Tensor, ...]] = []
     for rows, pre_acts in iter_pre_acts(x_in, sae.W_enc, sae.b_enc):
         latents = pre_acts.relu_()
@@ -64,13 +64,14 @@ def standard_gradients(
         d_b_enc += d_pre_acts.sum(dim=-2)
     if sparse:
         row, latent, values, d_values = (torch.cat(column) for column in zip(*sparse, strict=True))
-        pairs = Pairs(row, latent, n_rows, sae.d_sae)
+        pairs = Pairs(row, latent, len(x), sae.d_sae)
         d_W_dec += pairs.sums(values, d_x_hat)
         d_W_enc += pairs.sums(d_values, x_in)
         d_b_enc += pairs.totals(d_values)
         mass += pairs.totals(values)
 
-    mse = d_x_hat.square().mean(dim=(-2, -1)) * (n_rows if summed else n_rows * d_in) ** 2 / 4
+    squared = d_x_hat.square().sum(dim=(-2, -1)).div_(n_rows * d_in)
+    mse = squared * (n_rows if summed else n_rows * d_in) ** 2 / 4
     aux = shared.sum_latents((penalty * mass).sum(dim=-1))
     if norm is not None:
         along = per_latent * mass / norm.clamp_min(torch.finfo(norm.dtype).tiny)

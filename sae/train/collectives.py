@@ -1,4 +1,9 @@
-"""What devices that share one SAE tell each other within a step."""
+"""What devices that share one SAE tell each other.
+
+They form a mesh of two axes. Devices along the latent axis have the same rows and different latents of the SAE, those
+along the data axis the same latents and other rows. Every device calls the methods in the same order, with tensors of
+the same shape unless it says otherwise.
+"""
 
 from torch import Tensor
 
@@ -6,17 +11,70 @@ from torch import Tensor
 class Collectives:
     """Of one device alone, which has all latents and all rows: there is nothing to tell.
 
-    A mesh of devices overrides both. Every device calls them in the same order with tensors of the same shape, and
-    each has equally many rows.
+    `sae.train.mesh.Mesh` overrides all of it.
+
+    Attributes:
+        rank, world: of the devices. The first one writes what is written once.
+        data_rank, n_data: which share of every batch is this device's.
+        latent_rank, n_latent: which share of the latents.
     """
+
+    rank = data_rank = latent_rank = 0
+    world = n_data = n_latent = 1
+
+    def latents(self, d_sae: int) -> slice:
+        """The latents of this device. Raises: ConfigError when the mesh cannot share so many evenly."""
+        return slice(0, d_sae)
 
     def sum_latents(self, partial: Tensor) -> Tensor:
         """Sum over the devices that have the other latents of the same rows; may change `partial`."""
         return partial
 
-    def mean_rows(self, mean: Tensor) -> Tensor:
-        """Mean over the devices that have other rows; may change `mean`."""
-        return mean
+    def norm_latents(self, norm: Tensor) -> Tensor:
+        """Euclidean norms of the whole from those of every device's own latents."""
+        return norm
+
+    def sum_rows(self, total: Tensor) -> Tensor:
+        """Sum over the devices that have other rows; may change `total`."""
+        return total
+
+    def any_rows(self, flags: Tensor) -> Tensor:
+        """Whether a flag is set on any device that has other rows. bool; may change `flags`."""
+        return flags
+
+    def count_rows(self, n_rows: int) -> int:
+        """Rows of all devices together. They need not have equally many: the last batch of an epoch may be short."""
+        return n_rows
+
+    def among_largest_of_row(self, values: Tensor, k: int) -> Tensor | None:
+        """Which of the largest values that this device has of every row are among the k largest of all devices'.
+
+        Exactly k of every row are, over all devices that have its latents; of those that tie for the last place, the
+        ones of the first devices.
+
+        Args:
+            values: in any order; another number of columns on another device, at most k. [rows, columns]
+            k: at most as many as all devices have together.
+
+        Returns: bool [rows, columns]; None: all of them.
+        """
+        return None
+
+    def among_largest_of_batch(self, values: Tensor, n: int) -> Tensor | None:
+        """Which of this device's values are among the n largest of all devices, rows and latents.
+
+        Exactly n are, or all when there are fewer; of those that tie for the last place, the ones of the first devices.
+
+        Args:
+            values: all positive, any number of them. [values]
+
+        Returns: bool [values]; None: all of them.
+        """
+        return None
+
+    def agree(self, wish: bool) -> bool:
+        """Whether any device wishes it."""
+        return wish
 
 
 ALONE = Collectives()

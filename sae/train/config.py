@@ -92,6 +92,20 @@ class WandbLog(FrozenConfig):
 TrainingLog = Annotated[TensorBoardLog | WandbLog, Field(discriminator="kind")]
 
 
+class MeshConfig(FrozenConfig):
+    """How many processes share one SAE, along two axes. It changes no result beyond rounding."""
+
+    data: int = Field(1, gt=0)
+    """Shares of the rows of every batch. It divides the number of streams that rows are read in."""
+    latents: int = Field(1, gt=0)
+    """Shares of the latents. It divides d_sae."""
+
+    @property
+    def world(self) -> int:
+        """Processes in all."""
+        return self.data * self.latents
+
+
 class SAESpec(Spec):
     """One trained SAE."""
 

@@ -3,9 +3,12 @@
 import torch
 from torch import Tensor
 
+from sae.train.collectives import ALONE, Collectives
+
 
 class DeadLatentClock:
-    """Counts rows (tokens), not steps, so the window keeps its meaning when the batch size changes.
+    """Counts rows (tokens), not steps, so the window keeps its meaning when the batch size changes. On a mesh every
+    device has the clock of its own latents, and all rows count.
 
     Args:
         dead_after_tokens: a latent that has not fired for this many tokens is dead.
@@ -23,13 +26,13 @@ class DeadLatentClock:
         """bool [d_sae]"""
         return self.tokens_since_fired >= self.dead_after_tokens
 
-    def dead_or_none(self) -> Tensor | None:
-        """`dead`, or None while every latent is alive.
+    def dead_or_none(self, shared: Collectives = ALONE) -> Tensor | None:
+        """`dead`, or None while every latent of all devices is alive.
 
-        Waits for the device, the only time in a step: without it AuxK would be computed even while nothing is dead.
+        Waits for the device: without it AuxK would be computed even while nothing is dead.
         """
         dead = self.dead
-        return dead if bool(dead.any()) else None
+        return dead if bool(shared.sum_latents(dead.any().int())) else None
 
     def update(self, fired: Tensor, n_rows: int) -> None:
         """Count a batch of `n_rows` rows. fired: bool [d_sae]"""

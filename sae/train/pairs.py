@@ -23,11 +23,18 @@ class Pairs:
         self._n_rows, self._d_sae = n_rows, d_sae
 
     @classmethod
-    def of_rows(cls, latents: Tensor, d_sae: int) -> "Pairs":
-        """The same number of pairs in every row. latents: [rows, k]"""
+    def of_rows(cls, values: Tensor, latents: Tensor, kept: Tensor | None, d_sae: int) -> tuple["Pairs", Tensor]:
+        """The pairs of candidates of every row, and their values [pairs].
+
+        Args:
+            values, latents: [rows, k]
+            kept: which of them are pairs. bool [rows, k]; None: all.
+        """
         n_rows, k = latents.shape
+        if kept is not None:
+            return cls(kept.nonzero()[:, 0], latents[kept], n_rows, d_sae), values[kept]
         row = torch.arange(n_rows, device=latents.device).repeat_interleave(k)
-        return cls(row, latents.flatten(), n_rows, d_sae)
+        return cls(row, latents.flatten(), n_rows, d_sae), values.flatten()
 
     def decode(self, values: Tensor, W_dec: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Per row, the sum of value * W_dec[latent]: [pairs], [d_sae, d_in] -> [rows, d_in].

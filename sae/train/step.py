@@ -1,31 +1,36 @@
-"""One optimizer step: gradients, projection, Adam, renormalisation, dead-latent clock.
+"""One optimizer step: gradients, their sum over devices, projection, Adam, renormalisation, dead-latent clock.
 
-How gradients are made is one function (`Gradients`): the hand-written ones are used, automatic differentiation is
-what they must equal, and sums over a mesh of devices belong inside such a function too.
+How gradients are made is one function (`Gradients`): the hand-written ones are used, automatic differentiation is what
+they must equal. From the sum on, every device works on its own latents alone.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from sae.architectures import SAE
 from sae.train.backward import BFLOAT16_SELECTION, GRADIENTS
+from sae.train.collectives import ALONE, Collectives
 from sae.train.dead_latents import DeadLatentClock
 from sae.train.losses import LOSSES, Losses
 from sae.train.products import ProductLibrary, products_by
+from sae.train.shares import LATENT_PARAMETERS
 
 ADAM_EPS = 6.25e-10
 """Gao et al. 2024: gradients of rare latents are small, and the usual 1e-8 would slow them down."""
 
-Gradients = Callable[[SAE, Tensor, Tensor | None, float], Losses]
-"""(sae, x [batch, d_in], dead latents or None, variance of x) -> losses; leaves the gradient in every parameter."""
+Gradients = Callable[[SAE, Tensor, Tensor | None, float, Collectives], Losses]
+"""(sae, x [batch, d_in], dead latents or None, variance of x, devices) -> losses; leaves every parameter its gradient.
+
+x and sae are this device's rows and latents, the losses and gradients its rows' share of the means over all rows."""
 
 
 @dataclass
 class TrainState:
-    """What a step changes."""
+    """What a step changes: of the latents that this device has."""
 
     sae: SAE
     optimizer: torch.optim.Adam
@@ -35,7 +40,7 @@ class TrainState:
     step: int = 0
     """Steps done."""
     n_tokens: int = 0
-    """Rows consumed."""
+    """Rows consumed, by all devices."""
 
 
 def make_optimizer(sae: SAE, betas: tuple[float, float]) -> torch.optim.Adam:
@@ -43,18 +48,22 @@ def make_optimizer(sae: SAE, betas: tuple[float, float]) -> torch.optim.Adam:
     return torch.optim.Adam(sae.parameters(), lr=0.0, betas=betas, eps=ADAM_EPS, fused=True)
 
 
-def fast_gradients(sae: SAE, x: Tensor, dead: Tensor | None, variance: float) -> Losses:
+def fast_gradients(sae: SAE, x: Tensor, dead: Tensor | None, variance: float, shared: Collectives = ALONE) -> Losses:
     """The losses of a batch, and their gradients as written by hand for the architecture."""
-    return GRADIENTS[sae.config.architecture](sae, x, dead, variance)
+    return GRADIENTS[sae.config.architecture](sae, x, dead, variance, shared)
 
 
-def fast_gradients_selecting_in_bfloat16(sae: SAE, x: Tensor, dead: Tensor | None, variance: float) -> Losses:
+def fast_gradients_selecting_in_bfloat16(
+    sae: SAE, x: Tensor, dead: Tensor | None, variance: float, shared: Collectives = ALONE
+) -> Losses:
     """`fast_gradients`, but the product that decides which latents are selected is made in bfloat16."""
-    return BFLOAT16_SELECTION[sae.config.architecture](sae, x, dead, variance)
+    return BFLOAT16_SELECTION[sae.config.architecture](sae, x, dead, variance, shared)
 
 
-def autograd_gradients(sae: SAE, x: Tensor, dead: Tensor | None, variance: float) -> Losses:
-    """The losses of a batch, and their gradients by automatic differentiation: the reference."""
+def autograd_gradients(
+    sae: SAE, x: Tensor, dead: Tensor | None, variance: float, shared: Collectives = ALONE
+) -> Losses:
+    """The losses of a batch, and their gradients by automatic differentiation: the reference, on one device."""
     sae.zero_grad(set_to_none=True)
     losses = LOSSES[sae.config.architecture](sae, x, dead, variance)
     losses.total.backward()
@@ -68,19 +77,44 @@ def train_step(
     variance: float,
     gradients: Gradients = fast_gradients,
     max_grad_norm: float | None = None,
+    shared: Collectives = ALONE,
 ) -> Losses:
-    """Train on one batch. x: [batch, d_in], as the SAE sees it; variance: of x per element, over all the data."""
+    """Train on one batch.
+
+    Args:
+        x: this device's rows, as the SAE sees them. [batch, d_in]
+        variance: of x per element, over all the data.
+
+    Returns: the losses of all rows. On a mesh `fired` is of this device's latents.
+    """
     sae, clock = state.sae, state.clock
     with products_by(state.products):
-        losses = gradients(sae, x, clock.dead_or_none(), variance)
-    apply_gradients(sae, state.optimizer, lr, max_grad_norm)
-    clock.update(losses.fired, len(x))
+        losses = gradients(sae, x, clock.dead_or_none(shared), variance, shared)
+    losses = sum_over_rows(sae, losses, shared)
+    apply_gradients(sae, state.optimizer, lr, max_grad_norm, shared)
+    n_rows = shared.count_rows(len(x))
+    clock.update(losses.fired, n_rows)
     state.step += 1
-    state.n_tokens += len(x)
+    state.n_tokens += n_rows
     return losses
 
 
-def apply_gradients(sae: SAE, optimizer: torch.optim.Adam, lr: float, max_grad_norm: float | None = None) -> None:
+def sum_over_rows(sae: SAE, losses: Losses, shared: Collectives) -> Losses:
+    """Losses and gradients of all rows, from those of this device's rows."""
+    for parameter in sae.parameters():
+        if parameter.grad is not None:
+            parameter.grad = shared.sum_rows(parameter.grad)
+    total, fvu, l0, aux = shared.sum_rows(torch.stack([losses.total, losses.fvu, losses.l0, losses.aux])).unbind()
+    return Losses(total, fvu, l0, aux, fired=shared.any_rows(losses.fired))
+
+
+def apply_gradients(
+    sae: SAE,
+    optimizer: torch.optim.Adam,
+    lr: float,
+    max_grad_norm: float | None = None,
+    shared: Collectives = ALONE,
+) -> None:
     """Projection, clipping, Adam, renormalisation: in this order.
 
     What the projection takes away does not count in the norm that is clipped, and the rows of a unit decoder end with
@@ -89,12 +123,21 @@ def apply_gradients(sae: SAE, optimizer: torch.optim.Adam, lr: float, max_grad_n
     if sae.unit_decoder:
         remove_parallel_component(sae.W_dec)
     if max_grad_norm is not None:
-        torch.nn.utils.clip_grad_norm_(sae.parameters(), max_grad_norm)
+        clip_gradient(sae, max_grad_norm, shared)
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
     if sae.unit_decoder:
         renormalise(sae.W_dec)
+
+
+@torch.no_grad()
+def clip_gradient(sae: SAE, max_norm: float, shared: Collectives) -> None:
+    """Scale the gradient down to `max_norm`, the norm over all parameters together, where it is longer."""
+    norms = torch.stack([torch.linalg.vector_norm(cast(Tensor, p.grad)) for p in sae.parameters()])
+    of_latents = [name in LATENT_PARAMETERS for name, _ in sae.named_parameters()]
+    norms[of_latents] = shared.norm_latents(norms[of_latents])
+    torch.nn.utils.clip_grads_with_norm_(sae.parameters(), max_norm, torch.linalg.vector_norm(norms))
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from sae.train.init import initialise
 from sae.train.losses import LOSSES, Losses, auxk_loss
 from sae.train.pairs import Pairs
 from sae.train.selection import select_batch_topk
+from sae.train.shares import build_share
 from sae.train.step import (
     ADAM_EPS,
     Gradients,
@@ -273,21 +274,29 @@ def test_a_mistake_in_the_step_is_found(mistake: str, monkeypatch: pytest.Monkey
 class _Thread(Collectives):
     """One of 2 x 2 threads, each with half of the rows and half of the latents."""
 
-    def __init__(self, rank: tuple[int, int], barrier: threading.Barrier, slots: dict[tuple[int, int], Tensor]) -> None:
-        self.rank, self._barrier, self._slots = rank, barrier, slots
+    def __init__(
+        self, place: tuple[int, int], barrier: threading.Barrier, slots: dict[tuple[int, int], Tensor]
+    ) -> None:
+        self.place, self._barrier, self._slots = place, barrier, slots
 
-    def _sum(self, ranks: list[tuple[int, int]], value: Tensor) -> Tensor:
-        self._slots[self.rank] = value.clone()
+    def latents(self, d_sae: int) -> slice:
+        return slice(self.place[1] * d_sae // 2, (self.place[1] + 1) * d_sae // 2)
+
+    def _sum(self, places: list[tuple[int, int]], value: Tensor) -> Tensor:
+        self._slots[self.place] = value.clone()
         self._barrier.wait(10)
-        summed = self._slots[ranks[0]] + self._slots[ranks[1]]
+        summed = self._slots[places[0]] + self._slots[places[1]]
         self._barrier.wait(10)
         return summed
 
     def sum_latents(self, partial: Tensor) -> Tensor:
-        return self._sum([(self.rank[0], 0), (self.rank[0], 1)], partial)
+        return self._sum([(self.place[0], 0), (self.place[0], 1)], partial)
 
-    def mean_rows(self, mean: Tensor) -> Tensor:
-        return self._sum([(0, self.rank[1]), (1, self.rank[1])], mean) / 2
+    def sum_rows(self, total: Tensor) -> Tensor:
+        return self._sum([(0, self.place[1]), (1, self.place[1])], total)
+
+    def count_rows(self, n_rows: int) -> int:
+        return 2 * n_rows
 
 
 @pytest.mark.parametrize("name", ["topk", "batch_topk", "standard", "standard, free", "standard, mean"])
@@ -304,12 +313,11 @@ def test_devices_that_share_an_sae_find_its_gradients(name: str) -> None:
     def device(rank: tuple[int, int]) -> tuple[SAE, Losses]:
         rows = slice(rank[0] * ROWS // 2, (rank[0] + 1) * ROWS // 2)
         own = slice(rank[1] * D_SAE // 2, (rank[1] + 1) * D_SAE // 2)
-        sae = build_sae(config, D_IN).double()
-        sae.d_sae = D_SAE // 2
+        shared = _Thread(rank, barrier, slots)
+        sae = build_share(config, D_IN, shared).double()
         for parameter_name, parameter in whole.named_parameters():
             part = parameter.detach() if parameter_name == "b_dec" else parameter.detach()[own]
-            setattr(sae, parameter_name, torch.nn.Parameter(part.clone()))
-        shared = _Thread(rank, barrier, slots)
+            sae.get_parameter(parameter_name).data.copy_(part)
         if config.architecture == "standard":
             return sae, backward_standard.standard_gradients(sae, x[rows], None, VARIANCE, shared=shared)
         x_in = x - whole.b_dec.detach()
@@ -324,11 +332,11 @@ def test_devices_that_share_an_sae_find_its_gradients(name: str) -> None:
         found = dict(zip(ranks, pool.map(device, ranks), strict=True))
     for field in ("total", "fvu", "aux"):
         for latents in (0, 1):
-            mean = (getattr(found[0, latents][1], field) + getattr(found[1, latents][1], field)) / 2
-            torch.testing.assert_close(mean, getattr(expected, field), rtol=1e-12, atol=1e-12, msg=field)
+            total = getattr(found[0, latents][1], field) + getattr(found[1, latents][1], field)
+            torch.testing.assert_close(total, getattr(expected, field), rtol=1e-12, atol=1e-12, msg=field)
     for parameter_name, parameter in whole.named_parameters():
-        means = [sum(found[r, c][0].get_parameter(parameter_name).grad for r in (0, 1)) / 2 for c in (0, 1)]
-        gradient = means[0] if parameter_name == "b_dec" else torch.cat(means)
+        sums = [sum(found[r, c][0].get_parameter(parameter_name).grad for r in (0, 1)) for c in (0, 1)]
+        gradient = sums[0] if parameter_name == "b_dec" else torch.cat(sums)
         torch.testing.assert_close(gradient, parameter.grad, rtol=1e-12, atol=1e-12, msg=parameter_name)
 
 

@@ -1,0 +1,194 @@
+"""A mesh of processes that share one SAE: which rows and latents each has, and the collectives between them.
+
+Rank r has the rows of data rank r // L and the latents of latent rank r % L on a mesh of D x L, so that the devices of
+a machine, whose ranks follow each other, are neighbours along the latent axis, where most is told.
+
+What a rank receives in a step of topk, with b rows of B, n / L latents, and s bytes for a number:
+
+    candidates           b k s (L - 1) / L, and back (s + 4) b (L - 1) / L: threshold and places
+    reconstruction       2 b d s (L - 1) / L
+    gradients            2 (2 n d / L + n / L + d) s (D - 1) / D
+
+and little else: numbers of rows, latents that have fired, scalars, the gradient of b_dec. The pre-activations [b, n]
+never leave their rank, nor does anything else with a column for every latent.
+"""
+
+import contextlib
+import itertools
+import os
+from collections import Counter
+from collections.abc import Iterator
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sae.errors import ConfigError, TransientError
+from sae.train.collectives import ALONE, Collectives
+from sae.train.config import MeshConfig
+from sae.train.largest import cut_rows, keep_in_rows, n_th_largest, places_left
+
+__all__ = ["Mesh", "MeshConfig", "connect"]
+
+
+@contextlib.contextmanager
+def connect(config: MeshConfig, timeout_seconds: float) -> Iterator[Collectives]:
+    """Join the other processes of a mesh while the block runs; a mesh of one is `ALONE` and starts nothing.
+
+    Reads what torchrun tells every process: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. Tensors of the
+    CPU travel by gloo; where there is CUDA, process LOCAL_RANK takes the GPU of that number, and its tensors travel by
+    NCCL.
+
+    Args:
+        timeout_seconds: a collective that takes longer has lost a process, and fails on the others.
+
+    Raises: ConfigError when there are more or fewer processes than the mesh has places; TransientError when the
+        others cannot be reached.
+    """
+    if config.world == 1:
+        yield ALONE
+        return
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != config.world:
+        raise ConfigError(
+            f"a mesh of {config.data} x {config.latents} needs {config.world} processes, {started} were started. "
+            f"Start as many (torchrun --nnodes times --nproc-per-node)."
+        )
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        backend = "cpu:gloo,cuda:nccl"
+    timeout = timedelta(seconds=timeout_seconds)
+    with _peers("joining"):
+        dist.init_process_group(backend, timeout=timeout)
+    try:
+        yield Mesh(config, timeout)
+    finally:
+        dist.destroy_process_group()
+
+
+class Mesh(Collectives):
+    """This process's place in a mesh whose processes have joined.
+
+    Attributes:
+        received: bytes that this rank has received from others, by method; an all-reduce counts as the ring that it
+            is, 2 (m - 1) / m of its tensor between m ranks.
+    """
+
+    def __init__(self, config: MeshConfig, timeout: timedelta) -> None:
+        self.rank, self.world = dist.get_rank(), config.world
+        self.n_data, self.n_latent = config.data, config.latents
+        self.data_rank, self.latent_rank = divmod(self.rank, self.n_latent)
+        self.received: Counter[str] = Counter()
+        ranks = torch.arange(self.world).view(self.n_data, self.n_latent)
+        with _peers("forming groups"):
+            self._all = _own_group([ranks.flatten().tolist()], self.rank, timeout)
+            self._others_latents = _own_group(ranks.tolist(), self.rank, timeout)
+            self._others_rows = _own_group(ranks.T.tolist(), self.rank, timeout)
+
+    def latents(self, d_sae: int) -> slice:
+        """An interval, equally many for every latent rank. Raises: ConfigError when that cannot be."""
+        n_own, rest = divmod(d_sae, self.n_latent)
+        if rest:
+            raise ConfigError(
+                f"{d_sae} latents cannot be shared evenly by {self.n_latent} ranks. "
+                f"Choose a d_sae that is a multiple of mesh.latents."
+            )
+        return slice(self.latent_rank * n_own, (self.latent_rank + 1) * n_own)
+
+    def sum_latents(self, partial: Tensor) -> Tensor:
+        """In place, where `partial` is contiguous."""
+        return self._reduce("sum_latents", partial, self._others_latents)
+
+    def norm_latents(self, norm: Tensor) -> Tensor:
+        """Root of the sum of squares."""
+        return self._reduce("norm_latents", norm.square(), self._others_latents).sqrt_()
+
+    def sum_rows(self, total: Tensor) -> Tensor:
+        """In place, where `total` is contiguous."""
+        return self._reduce("sum_rows", total, self._others_rows)
+
+    def any_rows(self, flags: Tensor) -> Tensor:
+        """A byte a flag."""
+        return self._reduce("any_rows", flags.to(torch.uint8), self._others_rows, dist.ReduceOp.MAX).bool()
+
+    def count_rows(self, n_rows: int) -> int:
+        """On the CPU: nothing waits for a GPU."""
+        return int(self._reduce("count_rows", torch.tensor(n_rows), self._others_rows))
+
+    def among_largest_of_row(self, values: Tensor, k: int) -> Tensor | None:
+        """By two all-to-all exchanges: every rank merges the candidates of its share of the rows.
+
+        The numbers of the latents do not travel: thresholds do, and how many ties each rank may keep.
+        """
+        if self.n_latent == 1:
+            return None
+        n_rows, n_columns = values.shape
+        candidates = values.new_full((n_rows, k), -torch.inf)
+        candidates[:, :n_columns] = values
+        ends = [n_rows * rank // self.n_latent for rank in range(self.n_latent + 1)]
+        shares = [end - start for start, end in itertools.pairwise(ends)]
+        mine = [shares[self.latent_rank]] * self.n_latent
+        seen = self._exchange("among_largest_of_row", candidates, shares, mine)
+        cuts = cut_rows(seen.view(self.n_latent, mine[0], k), k)
+        return keep_in_rows(values, self._exchange("among_largest_of_row", cuts.flatten(0, 1), mine, shares))
+
+    def among_largest_of_batch(self, values: Tensor, n: int) -> Tensor | None:
+        """By a radix select: three sums of 2,048 counts for float32."""
+
+        def summed(counts: Tensor) -> Tensor:
+            return self._reduce("among_largest_of_batch", counts, self._all)
+
+        found = n_th_largest(values, n, summed)
+        if found is None:
+            return None
+        threshold, n_places = found
+        above, tied = values > threshold, values == threshold
+        n_tied = torch.zeros(self.world, dtype=torch.int64, device=values.device)
+        n_tied[self.rank] = tied.sum()
+        places = places_left(summed(n_tied), n_places)[self.rank]
+        return above.logical_or_(tied.logical_and_(tied.cumsum(dim=0) <= places))
+
+    def agree(self, wish: bool) -> bool:
+        """By a maximum over all ranks."""
+        return bool(self._reduce("agree", torch.tensor(int(wish)), self._all, dist.ReduceOp.MAX))
+
+    def _reduce(
+        self, method: str, tensor: Tensor, group: dist.ProcessGroup, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM
+    ) -> Tensor:
+        n_ranks = group.size()
+        if n_ranks == 1 or tensor.numel() == 0:
+            return tensor
+        tensor = tensor.contiguous()
+        with _peers(method):
+            dist.all_reduce(tensor, op, group)
+        self.received[method] += 2 * tensor.nbytes * (n_ranks - 1) // n_ranks
+        return tensor
+
+    def _exchange(self, method: str, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
+        """Send as many rows to every latent rank as `sent` says, in order; those that come, by rank."""
+        found = rows.new_empty(sum(received), *rows.shape[1:])
+        with _peers(method):
+            dist.all_to_all_single(found, rows, received, sent, self._others_latents)
+        n_others = len(found) - received[self.latent_rank]
+        self.received[method] += n_others * rows[:1].nbytes if len(rows) else 0
+        return found
+
+
+def _own_group(groups: list[list[int]], rank: int, timeout: timedelta) -> dist.ProcessGroup:
+    """The group of a rank; every process makes all of them, in the same order."""
+    made = [dist.new_group(ranks, timeout) for ranks in groups]
+    return next(group for group, ranks in zip(made, groups, strict=True) if rank in ranks)
+
+
+@contextlib.contextmanager
+def _peers(what: str) -> Iterator[None]:
+    """Raises: TransientError when a collective fails."""
+    try:
+        yield
+    except RuntimeError as err:
+        raise TransientError(
+            f"rank {os.environ.get('RANK')} lost touch with the other ranks ({what}: {str(err).splitlines()[0]}). "
+            f"One of them has ended or hangs: all are to be started again, and go on from their checkpoint."
+        ) from err
