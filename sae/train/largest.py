@@ -43,8 +43,10 @@ def keep_in_rows(values: Tensor, cuts: Tensor) -> Tensor:
         values: [rows, columns]
         cuts: of this device. [rows, bytes]
     """
-    of_threshold, of_places = cuts.split((values.element_size(), cuts.shape[1] - values.element_size()), dim=1)
-    threshold, places = of_threshold.contiguous().view(values.dtype), of_places.contiguous().view(torch.int32)
+    n_bytes = values.element_size()
+    # Not contiguous(): it leaves the slice of a single row as it is, which cannot be seen as wider numbers.
+    threshold = cuts[:, :n_bytes].clone(memory_format=torch.contiguous_format).view(values.dtype)
+    places = cuts[:, n_bytes:].clone(memory_format=torch.contiguous_format).view(torch.int32)
     above, tied = (values <= threshold).logical_not_(), values == threshold
     return above.logical_or_(tied.logical_and_(tied.cumsum(dim=1) <= places))
 
