@@ -44,14 +44,13 @@ def _chart(storage: Storage, plan: Plan, rows: list[dict[str, Any]]) -> Chart | 
     """FVU against L0 of a sweep; of a single SAE how often its latents fire."""
     swept = rows[: len(plan.saes)]
     if len(swept) > 1:
-        several = len(plan.config.hook_points) > 1
-        points = []
-        for row, spec in zip(swept, plan.saes, strict=True):
-            sae, fvu = spec.config.sae, row["fvu"]
-            hook_point = spec.config.hook_point if several else None
-            point = sweep_point(row["sae"], sae.architecture, sae.d_sae, spec.config.seed, row["l0"], hook_point)
-            points.append(point | {"fvu": fvu, "low": fvu, "high": fvu})
-        return sweep_chart(points)
+        assert plan.report
+        return sweep_chart(
+            [
+                sweep_point(entry.name, entry.family, entry.sparsity, row["l0"], "fvu", row["fvu"], None)
+                for row, entry in zip(swept, plan.report.saes, strict=True)
+            ]
+        )
     record = require_record(storage, plan.statistics[0].ref)
     with local_files(storage, record, "latents.parquet") as folder:
         frequency = pq.read_table(folder / "latents.parquet", columns=["frequency"])["frequency"].to_numpy()

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from sae.config import Spec
 from sae.errors import InputError
@@ -29,6 +28,7 @@ from sae.statistics.config import StatisticsSpec
 from sae.store.snapshots.snapshot import SnapshotSpec
 from sae.subject.config import EmbeddedLM, EmbeddedLMSpec, HFModelSpec, SubjectSpec, TokenizerSpec
 from sae.subject.huggingface import resolve_pin
+from sae.sweep_names import name_sweep
 from sae.train.config import SAESpec, TrainConfig
 from sae.train.pretrained import resolve_initial
 
@@ -341,13 +341,16 @@ def _plan_control(plan: Plan) -> Plan | None:
 
 
 def _report_spec(plan: Plan, control: Plan | None) -> ReportSpec:
+    names = name_sweep([sae.config for sae in plan.saes])
     entries = []
-    for index, (sae, evaluation, statistics) in enumerate(
-        zip(plan.saes, plan.evaluations, plan.statistics, strict=True)
+    for index, (named, sae, evaluation, statistics) in enumerate(
+        zip(names, plan.saes, plan.evaluations, plan.statistics, strict=True)
     ):
         entries.append(
             ReportedSAE(
-                name=_display_name(sae.config, plan.saes),
+                name=named.name,
+                family=named.family,
+                sparsity=named.sparsity,
                 sae=sae.ref,
                 evaluation=evaluation.ref,
                 statistics=statistics.ref,
@@ -356,38 +359,3 @@ def _report_spec(plan: Plan, control: Plan | None) -> ReportSpec:
             )
         )
     return ReportSpec(config=plan.config.report, saes=tuple(entries))
-
-
-def _display_name(config: TrainConfig, saes: tuple[SAESpec, ...]) -> str:
-    """What tells this SAE from its siblings: `topk-2048-k24`, and whatever else differs among those of that name."""
-    name = _short_name(config)
-    same = [spec.config for spec in saes if _short_name(spec.config) == name]
-    if len({spec.config.hook_point for spec in saes}) > 1:
-        name = f"{config.hook_point}-{name}"
-        same = [each for each in same if each.hook_point == config.hook_point]
-    for setting, value in _settings(config).items():
-        if any(_settings(each).get(setting) != value for each in same):
-            name += f"-{setting}{value}"
-    return name
-
-
-def _short_name(config: TrainConfig) -> str:
-    sae = config.sae
-    sparsity = f"l1-{sae.l1_coefficient:g}" if sae.architecture == "standard" else f"k{sae.k}"
-    return f"{sae.architecture}-{sae.d_sae}-{sparsity}"
-
-
-def _settings(config: TrainConfig) -> dict[str, str]:
-    """What may differ among SAEs of one short name, the seed last."""
-    settings = (
-        config.model_dump(exclude={"hook_point", "seed", "sae"}) | config.sae.model_dump() | {"seed": config.seed}
-    )
-    return {name: _shown(value) for name, value in settings.items()}
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "default"
-    if isinstance(value, dict | list | tuple):
-        return "-".join(map(_shown, value.values() if isinstance(value, dict) else value))
-    return f"{value:g}" if isinstance(value, float) else str(value)

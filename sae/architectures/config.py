@@ -1,6 +1,6 @@
 """The configs of the architectures: what decides the forward pass and the loss."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -24,6 +24,9 @@ class Resampling(FrozenConfig):
 class StandardConfig(FrozenConfig):
     """ReLU latents with an L1 penalty. By default Towards Monosemanticity (Bricken et al. 2023); Anthropic's April 2024
     update with `decoder="free"`. What else belongs to each is in docs/conformance.md."""
+
+    sparsity: ClassVar[str] = "l1_coefficient"
+    """The setting that makes it sparse: what a sweep varies along a curve."""
 
     architecture: Literal["standard"] = "standard"
     d_sae: int = Field(gt=0)
@@ -53,6 +56,9 @@ DEFAULT_K_AUX = 256
 class TopKConfig(FrozenConfig):
     """The k largest pre-activations of every row (Gao et al. 2024, arXiv:2406.04093)."""
 
+    sparsity: ClassVar[str] = "k"
+    """The setting that makes it sparse: what a sweep varies along a curve."""
+
     architecture: Literal["topk"] = "topk"
     d_sae: int = Field(gt=0)
     k: int = Field(gt=0)
@@ -68,6 +74,9 @@ class TopKConfig(FrozenConfig):
 
 class BatchTopKConfig(FrozenConfig):
     """k latents per row on average over a batch (Bussmann et al. 2024, arXiv:2412.06410)."""
+
+    sparsity: ClassVar[str] = "k"
+    """The setting that makes it sparse: what a sweep varies along a curve."""
 
     architecture: Literal["batch_topk"] = "batch_topk"
     d_sae: int = Field(gt=0)

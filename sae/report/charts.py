@@ -33,14 +33,18 @@ _VARIABLES = {
     "#f00d03": "var(--line)",
     "#f00d04": "var(--mark)",
     **{f"#f00d1{step}": f"var(--a{step})" for step in range(1, 7)},
+    **{f"#f00d2{n}": f"var(--c{n})" for n in range(1, 7)},
 }
 _LIGHT = (
     *("#1b1f24", "#57606a", "#dfe3e8", "#b5651d"),
     *("#fff1de", "#fce0be", "#facf9e", "#f7bc7d", "#f4a95a", "#f1952f"),
+    *("#b5651d", "#55669d", "#439e8e", "#6e0b24", "#a167f1", "#3b059b"),
 )
 """What the variables are in the light theme (style/base.css)."""
 TEXT, MUTED, LINE, MARK = list(_VARIABLES)[:4]
-_STEPS = list(_VARIABLES)[4:]
+_STEPS = list(_VARIABLES)[4:10]
+CATEGORIES = tuple(_VARIABLES)[10:]
+"""Colours of things without an order; apart also to those who see no red, no green or no blue."""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,10 @@ class ReportedSAE(FrozenConfig):
     """One SAE of the report and what is known about it."""
 
     name: str
+    family: str
+    """All of its recipe but how sparse it is made, and its seed: whose curve it is a point of."""
+    sparsity: str
+    """How sparse it is made: `k 24`, `l1 0.5`."""
     sae: Ref
     evaluation: Ref
     statistics: Ref
@@ -38,7 +42,7 @@ class ReportSpec(Spec):
     """One report over the SAEs of a sweep."""
 
     stage: ClassVar[str] = "reports"
-    code_version: ClassVar[int] = 4
+    code_version: ClassVar[int] = 5
 
     config: ReportConfig
     saes: tuple[ReportedSAE, ...]

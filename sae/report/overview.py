@@ -62,7 +62,6 @@ class Overview:
 
     key: str
     name: str
-    architecture: str
     headlines: list[Headline]
     tables: list[ScoreTable]
     """Rule scores and probes, beside those of other units; what a model's words are worth."""
@@ -79,7 +78,6 @@ def overview(inputs: SAEInputs, pages: SAEPages) -> Overview:
     return Overview(
         key=inputs.key,
         name=plain(inputs.entry.name, 80),
-        architecture=_architecture(inputs.cfg),
         headlines=headlines(inputs),
         tables=[table for table in (rule_table(inputs), label_table(inputs), probe_table(inputs)) if table is not None],
         figures=figures(inputs),
@@ -93,34 +91,23 @@ def overview(inputs: SAEInputs, pages: SAEPages) -> Overview:
 
 def sweep_plots(saes: list[SAEInputs]) -> list[Plot]:
     """FVU and CE increase against L0 over the SAEs of the report, where at least two have them."""
-    several = len({_recipe(inputs).get("hook_point") for inputs in saes}) > 1
     drawn = []
     for measure in SWEEP_MEASURES:
-        points = [point for inputs in saes if (point := _sweep_point(inputs, measure, several)) is not None]
+        points = [point for inputs in saes if (point := _sweep_point(inputs, measure)) is not None]
         if len(points) > 1:
             drawn.append(sweep_chart(points, measure))
     return _draw("sweep", drawn)
 
 
-def _sweep_point(inputs: SAEInputs, measure: str, several_hook_points: bool) -> dict[str, Any] | None:
+def _sweep_point(inputs: SAEInputs, measure: str) -> dict[str, Any] | None:
     figures_of = inputs.evaluation if measure == "fvu" else inputs.evaluation.get("ce") or {}
     value, l0 = figures_of.get(measure), inputs.evaluation.get("l0")
     if value is None or not l0:
         return None
-    low, high = figures_of.get(f"{measure}_interval") or (value, value)
-    point = sweep_point(
-        plain(inputs.entry.name, 80),
-        _architecture(inputs.cfg),
-        inputs.latents.num_rows,
-        _recipe(inputs).get("seed", 0),
-        l0,
-        plain(str(_recipe(inputs).get("hook_point")), 40) if several_hook_points else None,
+    name, family, sparsity = (
+        plain(text, 200) for text in (inputs.entry.name, inputs.entry.family, inputs.entry.sparsity)
     )
-    return point | {"name": plain(inputs.entry.name, 40), measure: value, "low": low, "high": high}
-
-
-def _recipe(inputs: SAEInputs) -> dict[str, Any]:
-    return dict(inputs.spec.get("config", {}))
+    return sweep_point(name, family, sparsity, l0, measure, value, figures_of.get(f"{measure}_interval"))
 
 
 def all_charts(overviews: list[Overview], sweeps: list[Plot]) -> dict[str, charts.Chart]:
@@ -138,13 +125,6 @@ def step_of(value: float, maximum: float) -> int:
     if not value > 0 or not maximum > 0:
         return 0
     return min(STEPS, max(1, math.ceil(STEPS * value / maximum)))
-
-
-def _architecture(cfg: dict[str, Any]) -> str:
-    # A BatchTopK SAE's cfg.json names its inference rule ("jumprelu") where SAELens looks, and itself in the metadata.
-    trained = cfg.get("metadata", {}).get("sae_config", {}).get("architecture")
-    name = trained or cfg.get("architecture") or cfg.get("sae", {}).get("architecture") or "SAE"
-    return plain(str(name), 40)
 
 
 def _charts(inputs: SAEInputs) -> list[charts.Chart]:

@@ -80,6 +80,8 @@ def write_evaluation(
     rule_name: str | None = None,
     concepts: dict[str, Any] | None = None,
     fvu: float = 0.195,
+    l0: float = 24.0,
+    increase: float = 0.139,
 ) -> str:
     """evaluation.json, interpretability.parquet and, where given, concepts.json."""
     rng = np.random.default_rng(1)
@@ -120,7 +122,7 @@ def write_evaluation(
             "norm_max": 0.396,
             "d_in": 512,
         },
-        "l0": 24.0,
+        "l0": l0,
         "l0_rule": "topk",
         "n_latents": d_sae,
         "n_dead": 1,
@@ -129,11 +131,11 @@ def write_evaluation(
         "ce": {
             "n_contexts": 512,
             "clean": 3.452,
-            "sae": 3.591,
+            "sae": 3.452 + increase,
             "zero": 9.31,
             "mean": 6.02,
-            "increase": 0.139,
-            "increase_interval": [0.131, 0.147],
+            "increase": increase,
+            "increase_interval": [increase - 0.008, increase + 0.008],
             "recovered_zero": 0.976,
             "recovered_mean": 0.946,
             "bigram": 4.44,
@@ -341,6 +343,8 @@ def demo_spec(
     saes = [
         ReportedSAE(
             name=name,
+            family=f"topk {n_latents}",
+            sparsity="k 24",
             sae=write_sae(storage, suffix, n_latents),
             evaluation=write_evaluation(storage, suffix, n_latents, rule_name=rule, concepts=concepts),
             statistics=write_statistics(storage, suffix, n_latents, extra=extra),
@@ -351,6 +355,8 @@ def demo_spec(
         saes.append(
             ReportedSAE(
                 name="toy",
+                family="toy",
+                sparsity="k 1",
                 sae=write_sae(storage, "toy", 8),
                 evaluation=write_evaluation(storage, "toy", 8, rules=False, fvu=0.02),
                 statistics=write_statistics(storage, "toy", 8, has_text=False),

@@ -66,10 +66,22 @@ def whole_spec(
         evaluation = write_evaluation(storage, name, len(W_dec), rule_name=words if hostile else None)
         statistics = write_statistics(storage, name, len(W_dec), extra=HOSTILE if hostile else ())
         sae = write_weights(storage, name, W_dec)
-        saes.append(ReportedSAE(name=name, sae=sae, evaluation=evaluation, statistics=statistics, labels=labels))
+        saes.append(
+            ReportedSAE(
+                name=name,
+                family=name,
+                sparsity="k 8",
+                sae=sae,
+                evaluation=evaluation,
+                statistics=statistics,
+                labels=labels,
+            )
+        )
     saes.append(
         ReportedSAE(
             name=marked("toy"),
+            family=marked("toy"),
+            sparsity="k 1",
             sae=write_sae(storage, "toy", 8),
             evaluation=write_evaluation(storage, "toy", 8, rules=False, concepts=concepts, fvu=0.02),
             statistics=write_statistics(storage, "toy", 8, has_text=False),

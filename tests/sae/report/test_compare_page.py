@@ -44,7 +44,8 @@ def sweep(synthetic: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Sto
         statistics = synthetic.write_statistics(storage, name, len(W_dec), extra=synthetic.HOSTILE)
         evaluation = synthetic.write_evaluation(storage, name, len(W_dec))
         sae = import_beside("synthetic_whole").write_weights(storage, name, W_dec)
-        saes.append(ReportedSAE(name=name, sae=sae, evaluation=evaluation, statistics=statistics))
+        found = {"sae": sae, "evaluation": evaluation, "statistics": statistics}
+        saes.append(ReportedSAE(name=name, family=name, sparsity="k 8", **found))
     return storage, ReportSpec(config=ReportConfig(title="Two SAEs", chunk_bytes=20_000), saes=tuple(saes))
 
 

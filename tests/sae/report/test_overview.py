@@ -13,7 +13,6 @@ from sae.report import charts
 from sae.report.charts import render_svg
 from sae.report.error_charts import error_charts
 from sae.report.headlines import signed
-from sae.report.sweep import family_lines, pareto, sweep_chart, sweep_point
 
 
 @pytest.fixture(scope="module")
@@ -108,45 +107,6 @@ def test_nothing_is_drawn_of_a_single_group_or_of_no_measurement() -> None:
     assert error_charts({}) == []
 
 
-def point(name: str, l0: float, fvu: float, d_sae: int = 64, seed: int = 0) -> dict[str, Any]:
-    return sweep_point(name, "topk", d_sae, seed, l0) | {"fvu": fvu, "low": fvu - 0.01, "high": fvu + 0.01}
-
-
-def test_the_pareto_line_joins_what_no_other_beats() -> None:
-    points = [point("a", 8, 0.3), point("b", 16, 0.35), point("c", 16, 0.2), point("d", 32, 0.2), point("e", 64, 0.1)]
-    assert [p["name"] for p in pareto(points, "fvu")] == ["a", "c", "e"]
-    chart = sweep_chart(points)
-    assert [row[3] for row in chart.rows] == ["yes", "no", "yes", "no", "yes"]
-
-
-def test_a_line_joins_the_settings_of_one_architecture_and_width_by_their_means_over_seeds() -> None:
-    points = [
-        point("k8-seed0", 8, 0.3),
-        point("k8-seed1", 10, 0.4, seed=1),
-        point("k16", 16, 0.2),
-        point("wide", 8, 0.1, d_sae=128),
-    ]
-    assert family_lines(points, "fvu") == [
-        {"family": "topk 64", "l0": 9, "fvu": pytest.approx(0.35)},
-        {"family": "topk 64", "l0": 16, "fvu": 0.2},
-    ]
-    chart = sweep_chart(points)
-    assert "solid line" in chart.description
-    assert [row[4] for row in chart.rows] == ["topk 64"] * 3 + ["topk 128"]
-    assert "solid line" not in sweep_chart(points[2:]).description
-
-
-def test_many_points_are_named_by_their_families() -> None:
-    pytest.importorskip("vl_convert")
-    points = [point(f"k{k}-{d_sae}", k, 1 / (k * d_sae), d_sae) for k in (1, 2, 4, 8, 16) for d_sae in (64, 128)]
-    svg = render_svg(sweep_chart(points)) or ""
-    assert ">topk 64<" in svg
-    assert ">topk 128<" in svg
-    assert ">k4-64<" not in svg
-    few = render_svg(sweep_chart(points[:4])) or ""
-    assert ">k2-64<" in few
-
-
 def test_a_sweep_shows_both_trade_offs(render: Callable[..., Any], synthetic: Any) -> None:
     from sae.report.overview import sweep_plots
     from sae.report.render import open_inputs
@@ -154,10 +114,10 @@ def test_a_sweep_shows_both_trade_offs(render: Callable[..., Any], synthetic: An
     found = render(n_latents=40, sweep=True)
     with open_inputs(found.storage, found.spec) as saes:
         (only_fvu,) = sweep_plots(saes)
-        assert only_fvu.chart.columns[2] == "FVU", "the toy has no CE"
+        assert only_fvu.chart.columns[3] == "FVU", "the toy has no CE"
         both = sweep_plots([saes[0], saes[0]])
-    assert [plot.chart.columns[2] for plot in both] == ["FVU", "CE increase"]
-    assert both[1].chart.rows[0][2] == ".139"
+    assert [plot.chart.columns[3] for plot in both] == ["FVU", "CE increase"]
+    assert both[1].chart.rows[0][3] == ".139"
 
 
 def test_hostile_names_of_groups_are_text(tmp_path: Path) -> None:
@@ -225,6 +185,24 @@ def test_a_click_on_a_bar_lists_its_latents(report: Any, visit: Callable[..., An
     page.wait_for_function(
         "n => document.querySelector('#n-results')?.textContent.startsWith(n)", arg=f"{n_latents} of "
     )
+
+
+@pytest.mark.browser
+def test_a_click_in_a_sweeps_legend_leaves_one_family(sweep_report: Any, visit: Callable[..., Any]) -> None:
+    pytest.importorskip("vl_convert")
+    page = visit(sweep_report.folder, viewport={"width": 390, "height": 844}).open()
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    figure = touch(page, "FVU against L0")
+    marks = figure.locator(".mark-symbol.role-mark path")
+    opacities = "all => all.map(e => Number(e.getAttribute('opacity') ?? 1))"
+    assert marks.evaluate_all(opacities) == [1, 1]
+    figure.locator(".role-legend-label text >> text=toy").click()
+    page.wait_for_function("e => Number(e.getAttribute('opacity')) < 1", arg=marks.first.element_handle())
+    assert marks.evaluate_all(opacities) == [0.1, 1]
+    marks.last.hover()
+    tooltip = page.locator("#vg-tooltip-element.visible")
+    tooltip.wait_for()
+    assert re.search(r"SAE\s+toy.*k 1.*0\.02", tooltip.inner_text(), re.DOTALL)
 
 
 @pytest.mark.browser

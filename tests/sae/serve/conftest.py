@@ -158,12 +158,16 @@ def served(tmp_path_factory: pytest.TempPathFactory, one_layer_model: Path, synt
     entries = (
         ReportedSAE(
             name="live",
+            family="live",
+            sparsity="k 4",
             sae=sae_spec.ref,
             evaluation=synthetic.write_evaluation(storage, "live", D_SAE),
             statistics=statistics.ref,
         ),
         ReportedSAE(
             name="given",
+            family="given",
+            sparsity="k 4",
             sae=synthetic.write_sae(storage, "given", 8),
             evaluation=synthetic.write_evaluation(storage, "given", 8, rules=False),
             statistics=given.ref,

@@ -83,7 +83,14 @@ def read_store(
         seed=0,
     )
     evaluate_sae(storage, evaluation)
-    entry = ReportedSAE(name="a", sae=world.sae_ref, evaluation=evaluation.ref, statistics=statistics.ref)
+    entry = ReportedSAE(
+        name="a",
+        family="topk 8",
+        sparsity="k 2",
+        sae=world.sae_ref,
+        evaluation=evaluation.ref,
+        statistics=statistics.ref,
+    )
     report = ReportSpec(config=ReportConfig(), saes=(entry,))
     with storage.staging() as folder:
         shutil.copytree(one_layer_model, folder, dirs_exist_ok=True)
