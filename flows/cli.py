@@ -187,7 +187,10 @@ def _print_summary(
     report_uri = storage.uri(report.path("index.html")) if report else None
     computed = sum(outcome["outcome"] == "computed" for outcome in outcomes)
     cached = len(outcomes) - computed
-    print(f"{computed} tasks computed, {cached} found in the store, {seconds:.0f} s", file=sys.stderr)
+    print(
+        f"{computed} task{'s' * (computed != 1)} computed, {cached} found in the store, {seconds:.0f} s",
+        file=sys.stderr,
+    )
     for line in headline_lines(metrics):
         print(line, file=sys.stderr)
     if as_json:

@@ -10,7 +10,7 @@ from prefect import flow
 from flows.remix import remix
 from flows.repair import Outcomes, run_repairing
 from flows.run import Run
-from flows.stages import Stage
+from flows.stages import CONTROL, Stage
 from sae.config import Spec
 from sae.extract.part_group import WantedParts, share_contexts
 from sae.plan import PipelineConfig, Place, Plan, make_plan
@@ -40,12 +40,12 @@ def extract(
         with Run(config.execution, only, refresh, repair, outcomes) as run:
             for each in (plan, plan.control):
                 if each is not None:
-                    extract_plan(run, each, "" if each is plan else " of the untrained control")
+                    extract_plan(run, each, "" if each is plan else CONTROL)
 
     return run_repairing("extract", only, repair, go)
 
 
-def extract_plan(run: Run, plan: Plan, suffix: str) -> None:
+def extract_plan(run: Run, plan: Plan, prefix: str) -> None:
     """The tasks of one plan: the main one, or its control's."""
     for source, segment in plan.segments:
         run.do("tokens", tasks.freeze_segment, [segment], source=source)
@@ -62,10 +62,10 @@ def extract_plan(run: Run, plan: Plan, suffix: str) -> None:
     if isinstance(plan.subject, EmbeddedLMSpec):
         run.train("subject", tasks.train_subject, [plan.subject])
     if plan.subject is not None:
-        run.tell("subject", f"{plan.subject.ref}{suffix}")
+        run.tell("subject", f"{prefix}{plan.subject.ref}")
     if run.wants("activations"):
         _activations(run, plan)
-        run.tell("activations", _activations_line(run, plan) + suffix)
+        run.tell("activations", prefix + _activations_line(run, plan))
 
 
 def _activations(run: Run, plan: Plan) -> None:

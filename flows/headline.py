@@ -7,6 +7,13 @@ from sae.plan import Plan
 from sae.store.artefacts.records import local_files, read_record
 from sae.store.storage.filesystem import Storage
 
+MAX_COLUMNS = 8
+"""SAEs beside each other in a table of Markdown."""
+MAX_LINES = 2
+"""SAEs of which a terminal shows every figure."""
+TERMINAL_KEYS = ("sae", "fvu", "l0", "dead", "ce_increase", "kl", "interpretable", "fvu_neurons")
+"""Figures of a sweep in a terminal: what fits 100 characters. The report and `--json` have all."""
+
 
 def read_evaluation(storage: Storage, ref: str) -> dict[str, Any] | None:
     """The evaluation at an address, or None when there is none."""
@@ -30,17 +37,31 @@ def headlines(storage: Storage, plan: Plan) -> list[dict[str, Any]]:
 
 
 def headline_markdown(rows: list[dict[str, Any]]) -> str:
-    """The rows as a table, one column per SAE: figures have more names than a sweep that one looks at has SAEs."""
+    """The rows as a table: one column per SAE of a few, for figures have more names than that; else one row each."""
     if not rows:
         return "No evaluation."
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    lines = ["| " + " | ".join([key, *(_cell(row.get(key)) for row in rows)]) + " |" for key in keys]
-    return "\n".join([lines[0], "|" + " --- |" * (len(rows) + 1), *lines[1:]])
+    keys = _keys(rows)
+    table = [keys, *([_cell(row.get(key)) for key in keys] for row in rows)]
+    if len(rows) <= MAX_COLUMNS:
+        table = [list(column) for column in zip(*table, strict=True)]
+    lines = ["| " + " | ".join(cells) + " |" for cells in table]
+    return "\n".join([lines[0], "|" + " --- |" * len(table[0]), *lines[1:]])
 
 
 def headline_lines(rows: list[dict[str, Any]]) -> list[str]:
-    """The rows for a terminal, one line each."""
-    return ["  ".join(f"{key} {_cell(value)}" for key, value in row.items()) for row in rows]
+    """The rows for a terminal: of one SAE and its control all figures, a line each; of a sweep a table of the first."""
+    if len(rows) <= MAX_LINES:
+        return ["  ".join(f"{key} {_cell(value)}" for key, value in row.items()) for row in rows]
+    keys = [key for key in _keys(rows) if key in TERMINAL_KEYS]
+    table = [keys, *([_cell(row.get(key)) for key in keys] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return [
+        "  ".join([cells[0].ljust(widths[0]), *(map(str.rjust, cells[1:], widths[1:]))]).rstrip() for cells in table
+    ]
+
+
+def _keys(rows: list[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(key for row in rows for key in row))
 
 
 def _row(evaluation: dict[str, Any]) -> dict[str, Any]:

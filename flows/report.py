@@ -17,6 +17,7 @@ from sae.preflight import check_explainer
 from sae.statistics.config import StatisticsSpec
 from sae.statistics.statistics import count_parts
 from sae.statistics.tree import merge_levels
+from sae.sweep_names import name_sweep
 from tasks import report as tasks
 
 
@@ -43,13 +44,14 @@ def report(
 
 
 def _report(run: Run, plan: Plan) -> None:
+    names = _bar_names(plan)
     for each in (plan, plan.control):
         if each is not None:
-            for evaluation in each.evaluations:
-                run.do("evaluation", tasks.evaluate_sae, [evaluation])
+            for evaluation, name in zip(each.evaluations, names if each is plan else [" of the control"], strict=True):
+                run.do("evaluation", tasks.evaluate_sae, [evaluation], bar=f"evaluation{name}")
     run.tell("evaluation", f"{len(plan.evaluations)} SAE{'s' * (len(plan.evaluations) > 1)} and controls")
-    for statistics in plan.statistics:
-        _statistics(run, statistics)
+    for statistics, name in zip(plan.statistics, names, strict=True):
+        _statistics(run, statistics, f"statistics{name}")
     run.tell("statistics", "frequencies, histograms, examples")
     _labels(run, plan)
     if run.wants("report") and plan.report is not None:
@@ -59,14 +61,20 @@ def _report(run: Run, plan: Plan) -> None:
         publish_artifacts(run.storage, plan)
 
 
-def _statistics(run: Run, spec: StatisticsSpec) -> None:
+def _bar_names(plan: Plan) -> list[str]:
+    """What a bar adds for each SAE where there are several: ` of topk-2048-k24`."""
+    names = [named.name for named in name_sweep([spec.config for spec in plan.saes])]
+    return [f" of {name}" for name in names] if len(names) > 1 else [""]
+
+
+def _statistics(run: Run, spec: StatisticsSpec, bar: str) -> None:
     if run.wants("statistics"):
         n_parts = count_parts(run.storage, spec)
-        run.fan_out("statistics", "statistics", tasks.statistics_of_part, [([spec], part) for part in range(n_parts)])
+        run.fan_out("statistics", bar, tasks.statistics_of_part, [([spec], part) for part in range(n_parts)])
         for level in merge_levels(n_parts):
             jobs = [([spec], node.part) for node in level]
-            run.fan_out("statistics", "statistics: merge", tasks.merge_statistics_parts, jobs)
-        run.do("statistics", tasks.merge_statistics, [spec])
+            run.fan_out("statistics", f"{bar}: merge", tasks.merge_statistics_parts, jobs)
+        run.do("statistics", tasks.merge_statistics, [spec], bar=bar)
 
 
 def _labels(run: Run, plan: Plan) -> None:

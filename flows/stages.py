@@ -48,3 +48,6 @@ FOLLOWS: dict[Stage, tuple[Stage, ...]] = {
 }
 """A stage and what is built on it. Labels are built on statistics, but a model is asked again only when that is what
 was asked for: it wants to be paid, and may answer otherwise."""
+
+CONTROL = "untrained control: "
+"""Before what a run tells of the control's artefacts."""

@@ -6,11 +6,15 @@ from prefect import flow
 
 from flows.repair import Outcomes, run_repairing
 from flows.run import Run, raise_if_missing
-from flows.stages import Stage
+from flows.stages import CONTROL, Stage
 from sae.plan import PipelineConfig, Plan, make_plan
 from sae.store.artefacts.records import require_record
+from sae.sweep_names import name_sweep
 from sae.train.config import SAESpec
 from tasks import train as tasks
+
+MAX_NAMED = 4
+"""SAEs whose figures a line gives one by one."""
 
 
 @flow(name="train", flow_run_name="train: {config.report.title}", result_serializer="json")
@@ -29,15 +33,15 @@ def train(
             raise_if_missing(run.storage, [snapshot for _, snapshot in plan.remixed.values()], "the train flow")
             for each in (plan, plan.control):
                 if each is not None and run.wants("sae"):
-                    _train(run, each, "" if each is plan else " (control on the untrained subject)")
+                    _train(run, each, "" if each is plan else CONTROL)
 
     return run_repairing("train", only, repair, go)
 
 
-def _train(run: Run, plan: Plan, suffix: str) -> None:
+def _train(run: Run, plan: Plan, prefix: str) -> None:
     for specs in sharing_a_read(plan):
         run.train("sae", tasks.train_sae, specs, logs=list(run.execution.training_logs))
-    run.tell("sae", "; ".join(_line(run, spec) for spec in plan.saes) + suffix)
+    run.tell("sae", prefix + _line(run, plan))
 
 
 def sharing_a_read(plan: Plan) -> list[list[SAESpec]]:
@@ -48,7 +52,12 @@ def sharing_a_read(plan: Plan) -> list[list[SAESpec]]:
     return list(groups.values())
 
 
-def _line(run: Run, spec: SAESpec) -> str:
-    metrics = require_record(run.storage, spec.ref).metrics
-    sae = spec.config.sae
-    return f"{sae.architecture} d_sae={sae.d_sae}: {metrics['n_tokens']:,} rows, fvu {metrics['fvu']:.3f}"
+def _line(run: Run, plan: Plan) -> str:
+    """`262,104 rows; fvu topk-2048-k24 0.102`; of more than MAX_NAMED how many there are, and from which to which."""
+    metrics = [require_record(run.storage, spec.ref).metrics for spec in plan.saes]
+    rows = " or ".join(f"{n:,}" for n in sorted({found["n_tokens"] for found in metrics}))
+    fvu = [float(found["fvu"]) for found in metrics]
+    if len(fvu) > MAX_NAMED:
+        return f"{len(fvu)} SAEs: {rows} rows, fvu {min(fvu):.3f} to {max(fvu):.3f}"
+    names = [named.name for named in name_sweep([spec.config for spec in plan.saes])]
+    return f"{rows} rows; fvu " + ", ".join(f"{name} {value:.3f}" for name, value in zip(names, fvu, strict=True))

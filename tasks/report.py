@@ -16,9 +16,9 @@ from tasks.caching import TASK_OPTIONS, Job, produce
 
 
 @task(task_run_name="evaluate-sae-{spec.fingerprint}", **TASK_OPTIONS)
-def evaluate_sae(spec: EvaluationSpec, job: Job) -> list[str]:
+def evaluate_sae(spec: EvaluationSpec, job: Job, bar: str = "evaluation") -> list[str]:
     """Measure an SAE on held-out documents, beside its controls."""
-    return produce(job, [spec], calls.evaluate_sae, {"spec": spec}, bar="evaluation")
+    return produce(job, [spec], calls.evaluate_sae, {"spec": spec}, bar=bar)
 
 
 @task(task_run_name="statistics-part-{part:05d}", **TASK_OPTIONS)
@@ -34,9 +34,9 @@ def merge_statistics_parts(spec: StatisticsSpec, part: int, job: Job) -> list[st
 
 
 @task(task_run_name="merge-statistics-{spec.fingerprint}", **TASK_OPTIONS)
-def merge_statistics(spec: StatisticsSpec, job: Job) -> list[str]:
+def merge_statistics(spec: StatisticsSpec, job: Job, bar: str = "statistics") -> list[str]:
     """Merge the parts' statistics into tables of latents and examples."""
-    return produce(job, [spec], statistics.merge_statistics, {"spec": spec}, bar="statistics: examples")
+    return produce(job, [spec], statistics.merge_statistics, {"spec": spec}, bar=f"{bar}: examples")
 
 
 @task(task_run_name="write-questions-{spec.fingerprint}", **TASK_OPTIONS)

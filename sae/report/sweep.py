@@ -130,7 +130,7 @@ def _marks(families: list[str], measure: str, *, small: bool) -> dict[str, Any]:
     tooltip += [{"field": name, "type": "quantitative", "title": numbers[name], "format": ".4~g"} for name in numbers]
     return {
         "params": [{"name": CHOSEN, "select": {"type": "point", "fields": ["family"]}, "bind": "legend"}],
-        "mark": {"type": "point", "filled": True, "size": 30 if small else 50},
+        "mark": {"type": "point", "strokeWidth": 1.75, "size": 24 if small else 50},
         "encoding": {"shape": _by_family(families, SHAPES), "tooltip": tooltip},
     }
 

@@ -49,3 +49,11 @@ def test_the_live_line_before_and_after_the_first_point() -> None:
     assert live_note([{}, point], 52_100.4, 0.25) == (
         "52,100 tokens/s, waited 0.2 s for data; fvu - 0.213; l0 - 24; dead - 3%; loss - 0.234"
     )
+
+
+def test_the_live_line_of_many_is_a_range() -> None:
+    points = [{"fvu": 0.1 * n, "l0": 8.0 * n, "dead": 0.0, "loss": 0.5} for n in range(1, 6)]
+    assert live_note([{}, *points], 100) == (
+        "100 tokens/s; fvu 0.100 to 0.500; l0 8 to 40; dead 0% to 0%; loss 0.5 to 0.5"
+    )
+    assert live_note([{}] * 5, 100).endswith("loss - - - - -")
