@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from difflib import get_close_matches
+from ipaddress import IPv4Address
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -21,6 +22,15 @@ MAX_TEXT = 4096
 """Characters of any string: the longest path that systems take."""
 MAX_TITLE = 300
 """Characters. A title is the name of flow runs and of the page."""
+
+
+class NodeConfig(FrozenConfig):
+    """A machine that has a share of a mesh's processes, with the same environment at the same path."""
+
+    address: IPv4Address
+    """Its own, which the other nodes reach. Nothing listens on another one."""
+    command: tuple[str, ...] = ()
+    """Runs what follows it there, with stdin and stdout passed through: `["ssh", "node-1"]`. Empty: on this machine."""
 
 
 class ExecutionConfig(FrozenConfig):

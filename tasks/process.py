@@ -16,9 +16,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic_core import to_jsonable_python
 
@@ -37,8 +37,22 @@ READ_AT_START = ("AWS_", "HF_", "OMP_", "TOKENIZERS_", "TRANSFORMERS_", "WANDB_"
 KEY_ENDINGS = ("_KEY", "_TOKEN")
 """Endings of those that hold keys, which a worker has from its start alone: they are written nowhere."""
 
+
+class Busy(Protocol):
+    """Processes at work."""
+
+    def ask_to_stop(self) -> None:
+        """Have them save and end."""
+
+    def is_alive(self) -> bool:
+        """Whether one of them is."""
+
+    def end_group(self) -> None:
+        """Kill them and whatever they started."""
+
+
 _idle: list["_Worker"] = []
-_busy: set["_Worker"] = set()
+_busy: set[Busy] = set()
 _lock = threading.Lock()
 _stopping = threading.Event()
 _starter = ThreadPoolExecutor(1, thread_name_prefix="worker-starter")
@@ -55,13 +69,12 @@ class _Worker:
     def __init__(self) -> None:
         self.environment = _environment()
         read_end, write_end = os.pipe()
-        defaults = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "tasks.worker", str(write_end), str(os.getpid())],
             stdin=subprocess.PIPE,
-            stdout=sys.stderr.fileno() if _has_descriptor(sys.stderr) else subprocess.DEVNULL,
+            stdout=stderr_of_children(),
             pass_fds=(write_end,),
-            env=with_import_path(defaults | os.environ),
+            env=environment_of_children(),
             start_new_session=True,
         )
         os.close(write_end)
@@ -88,20 +101,28 @@ class _Worker:
         line, _, self._pending = self._pending.partition(b"\n")
         return dict(json.loads(line))
 
-    def kill(self) -> None:
-        """End it and whatever it started, now: between calls it holds nothing that could be lost."""
+    def ask_to_stop(self) -> None:
+        """Have it save and end."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.process.pid, signal.SIGTERM)
+
+    def is_alive(self) -> bool:
+        """Whether it is."""
+        return self.process.poll() is None
+
+    def end_group(self) -> None:
+        """Kill it and whatever it started."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
+
+    def kill(self) -> None:
+        """End it and whatever it started, now: between calls it holds nothing that could be lost."""
+        self.end_group()
         self.process.wait()
         assert self.process.stdin
         with contextlib.suppress(OSError):
             self.process.stdin.close()
         self._replies.close()
-
-    def how_it_ended(self) -> str:
-        """`was killed by SIGKILL`, or its exit status."""
-        code = self.process.wait()
-        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
 
 
 def run_in_worker(
@@ -136,8 +157,8 @@ def run_in_worker(
     except (EOFError, BrokenPipeError) as err:
         _drop(worker)
         raise TransientError(
-            f"the worker process of {name} (pid {worker.process.pid}) {worker.how_it_ended()}. What it had committed "
-            f"and its checkpoints are kept."
+            f"the worker process of {name} (pid {worker.process.pid}) {how_it_ended(worker.process.wait())}. "
+            f"What it had committed and its checkpoints are kept."
         ) from err
     except BaseException:
         _drop(worker)
@@ -149,7 +170,7 @@ def run_in_worker(
     if "crash" in reply:
         raise WorkerCrash(f"{name} failed in a way that was not foreseen:\n{reply['crash']}")
     if "error" in reply:
-        raise _as_error(reply["error"])
+        raise as_error(reply["error"])
 
 
 def start_workers(count: int) -> None:
@@ -163,17 +184,15 @@ def stop_workers() -> None:
     _stopping.set()
     with _lock:
         busy = list(_busy)
-    for worker in busy:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(worker.process.pid, signal.SIGTERM)
+    for each in busy:
+        each.ask_to_stop()
     if busy:
         logger.info("stopping: waiting for %d worker%s to save", len(busy), "s" * (len(busy) > 1))
     deadline = time.monotonic() + STOP_SECONDS
-    while time.monotonic() < deadline and any(worker.process.poll() is None for worker in busy):
+    while time.monotonic() < deadline and any(each.is_alive() for each in busy):
         time.sleep(0.05)
-    for worker in busy:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(worker.process.pid, signal.SIGKILL)
+    for each in busy:
+        each.end_group()
 
 
 def accept_work() -> None:
@@ -184,6 +203,44 @@ def accept_work() -> None:
 def is_stopping() -> bool:
     """Whether workers are being stopped, so that nothing should be tried again."""
     return _stopping.is_set()
+
+
+@contextlib.contextmanager
+def while_busy(work: Busy) -> Iterator[None]:
+    """Let `stop_workers` know of processes at work. Raises: StopRequested when workers are being stopped."""
+    with _lock:
+        _busy.add(work)
+    try:
+        if _stopping.is_set():
+            raise StopRequested("stopped")
+        yield
+    finally:
+        with _lock:
+            _busy.discard(work)
+
+
+def environment_of_children() -> dict[str, str]:
+    """What processes that call the library are started with."""
+    defaults = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+    return with_import_path(defaults | os.environ)
+
+
+def stderr_of_children() -> int:
+    """Where they print."""
+    return sys.stderr.fileno() if _has_descriptor(sys.stderr) else subprocess.DEVNULL
+
+
+def how_it_ended(status: int) -> str:
+    """`was killed by SIGKILL`, or the exit status of a process."""
+    return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+
+
+def as_error(error: dict[str, Any]) -> PipelineError:
+    """The error that a child has replied with."""
+    if error["type"] == "DamagedError":
+        return DamagedError(error["message"], error["ref"], error["part"])
+    kind = getattr(errors, error["type"], PipelineError)
+    return kind(error["message"]) if issubclass(kind, PipelineError) else PipelineError(error["message"])
 
 
 def _wait(
@@ -204,13 +261,6 @@ def _wait(
             logging.getLogger(source).log(level, "%s", message)
         else:
             return reply
-
-
-def _as_error(error: dict[str, Any]) -> PipelineError:
-    if error["type"] == "DamagedError":
-        return DamagedError(error["message"], error["ref"], error["part"])
-    kind = getattr(errors, error["type"], PipelineError)
-    return kind(error["message"]) if issubclass(kind, PipelineError) else PipelineError(error["message"])
 
 
 def _take() -> _Worker:
@@ -263,7 +313,9 @@ def _has_descriptor(stream: Any) -> bool:
 @atexit.register
 def _kill_all() -> None:
     with _lock:
-        workers = [*_idle, *_busy]
+        idle, busy = list(_idle), list(_busy)
         _idle.clear()
-    for worker in workers:
+    for worker in idle:
         worker.kill()
+    for each in busy:
+        each.end_group()

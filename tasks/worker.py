@@ -15,19 +15,28 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any, TextIO, get_type_hints
+from functools import partial
+from typing import Any, Protocol, TextIO, get_type_hints
 
 from pydantic import TypeAdapter
 
 from sae.errors import PipelineError, StopRequested
+from sae.progress import Progress
 from tasks.tied import tie_to, watch
 
 PROGRESS_SECONDS = 0.1
 """Between progress lines."""
 
 
-class _Replies:
-    """Writes JSON lines to the parent, from any thread."""
+class Replies(Protocol):
+    """What tells the parent, from any thread."""
+
+    def send(self, **reply: Any) -> None:
+        """Write one reply, JSON values."""
+
+
+class _Lines:
+    """Replies as lines of JSON."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._lock = stream, threading.Lock()
@@ -42,8 +51,8 @@ class _Replies:
                 os._exit(1)
 
 
-class _Stop:
-    """Whether SIGTERM has come."""
+class Stop:
+    """Whether SIGTERM has come. It ends a process that is not busy."""
 
     def __init__(self) -> None:
         self.requested = self.busy = False
@@ -59,7 +68,7 @@ class _Stop:
 class _Forward(logging.Handler):
     """Log records to the parent, which knows where they are shown."""
 
-    def __init__(self, replies: _Replies) -> None:
+    def __init__(self, replies: Replies) -> None:
         super().__init__(logging.INFO)
         self._replies = replies
 
@@ -71,20 +80,27 @@ def main(replies_fd: int, parent: int) -> None:
     """Serve requests until stdin is closed."""
     tie_to(parent)
     watch(parent)
-    replies = _Replies(os.fdopen(replies_fd, "w", encoding="utf-8"))
-    stop = _Stop()
-    logging.basicConfig(level=logging.WARNING, handlers=[_Forward(replies)])
-    for name in ("sae", "tasks"):
-        logging.getLogger(name).setLevel(logging.INFO)
+    replies = _Lines(os.fdopen(replies_fd, "w", encoding="utf-8"))
+    stop = Stop()
+    forward_logs(replies)
     for line in sys.stdin.buffer:
         stop.busy = True
-        replies.send(**_answer(json.loads(line), replies, stop))
+        progress = progress_to(replies, stop, PROGRESS_SECONDS)
+        replies.send(**answer(partial(call, json.loads(line), progress)))
         if stop.requested:
             return
         stop.busy = False
 
 
-def _answer(request: dict[str, Any], replies: _Replies, stop: _Stop) -> dict[str, Any]:
+def forward_logs(replies: Replies) -> None:
+    """From now on send what is logged: of ours from INFO, of others from WARNING."""
+    logging.basicConfig(level=logging.WARNING, handlers=[_Forward(replies)])
+    for name in ("sae", "tasks"):
+        logging.getLogger(name).setLevel(logging.INFO)
+
+
+def progress_to(replies: Replies, stop: Stop, seconds: float) -> Progress:
+    """A callback that sends progress, at most every so many seconds, and raises StopRequested once SIGTERM has come."""
     last_sent = 0.0
 
     def progress(done: int, total: int, unit: str, note: str = "") -> None:
@@ -92,12 +108,17 @@ def _answer(request: dict[str, Any], replies: _Replies, stop: _Stop) -> dict[str
         if stop.requested:
             raise StopRequested("stopped by SIGTERM")
         now = time.monotonic()
-        if done >= total or now - last_sent >= PROGRESS_SECONDS:
+        if done >= total or now - last_sent >= seconds:
             last_sent = now
             replies.send(progress=[int(done), int(total), unit, note])
 
+    return progress
+
+
+def answer(work: Callable[[], None]) -> dict[str, Any]:
+    """Do the work. Returns: the reply that says how it ended."""
     try:
-        _call(request, progress)
+        work()
     except PipelineError as err:
         place = {"ref": err.ref, "part": err.part} if hasattr(err, "ref") and hasattr(err, "part") else {}
         return {"error": {"type": type(err).__name__, "message": str(err)} | place}
@@ -108,7 +129,8 @@ def _answer(request: dict[str, Any], replies: _Replies, stop: _Stop) -> dict[str
     return {"done": True}
 
 
-def _call(request: dict[str, Any], progress: Callable[..., None]) -> None:
+def call(request: dict[str, Any], progress: Progress, **given: Any) -> None:
+    """Call the function that is asked for, with `given` beside the arguments of the request."""
     import torch
 
     from sae.store.storage.filesystem import Storage
@@ -123,7 +145,7 @@ def _call(request: dict[str, Any], progress: Callable[..., None]) -> None:
     }
     if "progress" in inspect.signature(function).parameters:
         arguments["progress"] = progress
-    function(Storage(request["root"]), **arguments)
+    function(Storage(request["root"]), **arguments, **given)
 
 
 if __name__ == "__main__":
