@@ -34,11 +34,11 @@ def train(config: PipelineConfig, /, *, progress: Progress | None = None) -> SAE
 
 @overload
 def train(
-    x: Tensor | np.ndarray | str | os.PathLike[str], config: TrainConfig, /, *, progress: Progress | None = None
+    x: Tensor | np.ndarray | str | os.PathLike[str], /, config: TrainConfig, *, progress: Progress | None = None
 ) -> SAE: ...
 
 
-def train(x: Any, config: TrainConfig | None = None, /, *, progress: Progress | None = None) -> SAE:
+def train(x: Any, /, config: TrainConfig | None = None, *, progress: Progress | None = None) -> SAE:
     """Train one SAE and return it.
 
     Args:

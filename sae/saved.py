@@ -48,8 +48,16 @@ def load(uri: str | os.PathLike[str], device: torch.device | str = "cpu") -> SAE
         uri: an SAE of a root, `<root>/saes/<fingerprint>` or anything inside it; a root that holds a single SAE; or a
             folder with `cfg.json` and `sae.safetensors`. Local or `s3://`.
 
-    Raises: ConfigError when the address means no SAE, or several; StoreError when it is unfinished or damaged.
+    Raises: ConfigError when the address means no SAE, or several, or torch has no such device; StoreError when it is
+        unfinished or damaged.
     """
+    if not isinstance(uri, str | os.PathLike):
+        raise ConfigError(f"sae.load takes the address of an SAE, a string or a path, not a {type(uri).__name__}")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as err:
+        reason = str(err).splitlines()[0]
+        raise ConfigError(f"sae.load(..., device={str(device)!r}): torch cannot use it: {reason}") from err
     with saved_files(os.fspath(uri)) as folder:
         return load_sae(folder, device)
 

@@ -7,6 +7,7 @@ and `normalize_activations` is "none". Equal weights give equal bytes.
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +56,14 @@ def fold_input_scale(sae: SAE, scale: float) -> None:
     sae.b_dec.div_(scale)
 
 
-def save_sae(sae: SAE, folder: Path, metadata: dict[str, Any] | None = None) -> None:
-    """Write the SAE into an existing folder.
+def save_sae(sae: SAE, folder: str | os.PathLike[str], metadata: dict[str, Any] | None = None) -> None:
+    """Write the SAE into a folder, which is made if it is not there.
 
     Args:
         metadata: what else cfg.json should say under `metadata`: `hook_name`, `model_name`, ... JSON values.
     """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     tensors = {
         "W_enc": sae.W_enc.detach().T.contiguous().cpu(),
         "W_dec": sae.W_dec.detach().contiguous().cpu(),

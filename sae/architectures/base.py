@@ -59,7 +59,7 @@ class SAE(nn.Module, ABC):
         """Latents from pre-activations, by the inference rule. [..., d_sae] -> [..., d_sae], none negative."""
 
     def pre_acts(self, x: Tensor) -> Tensor:
-        """Pre-activations. [..., d_in] -> [..., d_sae]. Raises: InputError when x has another width or dtype."""
+        """Pre-activations. [..., d_in] -> [..., d_sae]. Raises: InputError for another width, dtype or device."""
         self._check_input(x)
         if x.shape[-1] != self.d_in:
             raise InputError(
@@ -78,13 +78,14 @@ class SAE(nn.Module, ABC):
         return self.activate(self.pre_acts(x))
 
     def encode_sparse(self, x: Tensor) -> SparseLatents:
-        """The positive latents of rows [rows, d_in]. Raises: InputError when x has another width."""
+        """The positive latents of rows [rows, d_in]. Raises: InputError when x has another shape or width."""
+        self._check_rows(x)
         latents = self.encode(x)
         row, latent = torch.nonzero(latents, as_tuple=True)
         return SparseLatents(row, latent, latents[row, latent])
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Reconstruction. [..., d_sae] -> [..., d_in]. Raises: InputError for latents of another width or dtype."""
+        """Reconstruction. [..., d_sae] -> [..., d_in]. Raises: InputError for another width, dtype or device."""
         self._check_input(latents)
         if latents.shape[-1] != self.d_sae:
             raise InputError(f"{latents.shape[-1]} latents given to an SAE of d_sae = {self.d_sae}")
@@ -99,14 +100,30 @@ class SAE(nn.Module, ABC):
         return summed + self.b_dec
 
     def _check_input(self, given: Tensor) -> None:
-        if not isinstance(given, Tensor) or given.ndim == 0:
+        if not isinstance(given, Tensor):
             raise InputError(
                 f"a {type(given).__name__} given to an SAE, which takes tensors [..., d]: torch.as_tensor(x)"
             )
-        if given.dtype != self.W_enc.dtype:
-            found, wanted = (str(dtype).removeprefix("torch.") for dtype in (given.dtype, self.W_enc.dtype))
-            raise InputError(f"{found} given to an SAE of {wanted}. Convert one of them: x.to(torch.{wanted})")
+        if given.ndim == 0 or given.layout != torch.strided:
+            found = "a single number" if given.ndim == 0 else "a sparse tensor"
+            raise InputError(f"{found} given to an SAE, which takes dense tensors [..., d]")
+        for kind in ("dtype", "device"):
+            found, wanted = (str(getattr(each, kind)).removeprefix("torch.") for each in (given, self.W_enc))
+            if found != wanted:
+                target = f"torch.{wanted}" if kind == "dtype" else repr(wanted)
+                raise InputError(f"{found} given to an SAE of {wanted}. Convert one of them: x.to({target})")
+
+    def _check_rows(self, x: Tensor) -> None:
+        if isinstance(x, Tensor) and x.ndim != 2:
+            raise InputError(
+                f"sparse latents are those of rows [rows, d_in], not of {list(x.shape)}: x.reshape(-1, {self.d_in})"
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """Reconstruction of x. [..., d_in] -> [..., d_in]"""
         return self.decode(self.encode(x))
+
+    def extra_repr(self) -> str:
+        """What tells it from others of its class when it is printed."""
+        sparsity = self.config.sparsity
+        return f"d_in={self.d_in}, d_sae={self.d_sae}, {sparsity}={getattr(self.config, sparsity):g}"

@@ -33,7 +33,8 @@ class TopKSAE(SAE):
         return torch.zeros_like(pre_acts).scatter(-1, latents, values)
 
     def encode_sparse(self, x: Tensor) -> SparseLatents:
-        """The positive latents of rows [rows, d_in], without the dense [rows, d_sae]."""
+        """The positive latents of rows [rows, d_in], without the dense [rows, d_sae]. Raises: as in `SAE`."""
+        self._check_rows(x)
         values, latents = self.select(self.pre_acts(x))
         latents, order = latents.sort(dim=-1)
         values = values.gather(-1, order)

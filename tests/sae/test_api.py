@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import sae
+from sae.architectures import build_sae
 from sae.errors import ConfigError, InputError, StoreError
 from sae.extract.config import GivenActivations, InlineSource
 from sae.extract.given import import_activations
@@ -20,6 +21,7 @@ from sae.progress import silent
 from sae.store.artefacts.records import read_record
 from sae.store.snapshots.snapshot import commit_snapshot
 from sae.store.storage.filesystem import Storage
+from sae.weights import save_sae
 
 ROOT = Path(__file__).parents[2]
 CONFIG = sae.TrainConfig(sae=sae.TopKConfig(d_sae=16, k=2), batch_rows=32, n_tokens=400, lr=0.01)
@@ -179,16 +181,58 @@ def test_arguments_that_do_not_fit_are_one_clear_error(arguments: tuple, message
         sae.train(*arguments, progress=silent)
 
 
-def test_inputs_of_another_kind_are_one_clear_error() -> None:
-    model = sae.train(_rows(), CONFIG, progress=silent)
-    with pytest.raises(InputError, match="width 5 given to an SAE of d_in = 6"):
-        model.encode(torch.zeros(2, 5))
-    with pytest.raises(InputError, match="float16 given to an SAE of float32"):
-        model.encode(torch.zeros(2, 6, dtype=torch.float16))
-    with pytest.raises(InputError, match="a ndarray given"):
-        model.encode(_rows())
-    with pytest.raises(InputError, match="5 latents given to an SAE of d_sae = 16"):
-        model.decode(torch.zeros(2, 5))
+@pytest.fixture(
+    scope="module", params=[sae.TopKConfig(d_sae=16, k=2), sae.StandardConfig(d_sae=16, l1_coefficient=0.1)]
+)
+def model(request: pytest.FixtureRequest) -> sae.SAE:
+    return build_sae(request.param, 6)
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "message"),
+    [
+        ("encode", torch.zeros(2, 5), "width 5 given to an SAE of d_in = 6"),
+        ("encode", torch.zeros(2, 6).half(), "float16 given to an SAE of float32"),
+        ("encode", torch.zeros(2, 6, device="meta"), r"meta given to an SAE of cpu.*x.to\('cpu'\)"),
+        ("encode", torch.zeros(2, 6).to_sparse(), "a sparse tensor given"),
+        ("encode", torch.tensor(1.0), "a single number given"),
+        ("encode", np.zeros((2, 6), np.float32), r"a ndarray given.*torch.as_tensor\(x\)"),
+        ("encode", [[0.0] * 6], "a list given"),
+        ("encode_sparse", torch.zeros(6), r"rows \[rows, d_in\], not of \[6\]"),
+        ("encode_sparse", torch.zeros(2, 3, 6), r"not of \[2, 3, 6\]: x.reshape\(-1, 6\)"),
+        ("encode_sparse", [[0.0] * 6], "a list given"),
+        ("decode", torch.zeros(2, 5), "5 latents given to an SAE of d_sae = 16"),
+        ("decode", torch.zeros(2, 16).double(), "float64 given to an SAE of float32"),
+    ],
+)
+def test_inputs_of_another_kind_are_one_clear_error(model: sae.SAE, method: str, given: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        getattr(model, method)(given)
+
+
+def test_single_rows_and_empty_batches_are_inputs_like_others(model: sae.SAE) -> None:
+    assert model.encode(torch.zeros(6)).shape == (16,)
+    assert model.encode(torch.zeros(0, 6)).shape == (0, 16)
+    assert model(torch.zeros(0, 6)).shape == (0, 6)
+    assert model.encode_sparse(torch.zeros(0, 6)).value.shape == (0,)
+    assert model.decode_sparse(model.encode_sparse(torch.zeros(0, 6)), 0).shape == (0, 6)
+
+
+def test_an_sae_in_memory_is_saved_where_it_can_be_loaded(model: sae.SAE, tmp_path: Path) -> None:
+    save_sae(model, f"{tmp_path}/new/folder")
+    assert _equal(sae.load(tmp_path / "new" / "folder"), model)
+
+
+def test_an_sae_says_what_it_is() -> None:
+    assert repr(build_sae(sae.TopKConfig(d_sae=16, k=2), 6)) == "TopKSAE(d_in=6, d_sae=16, k=2)"
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_what_is_no_address_and_no_device_is_one_clear_error(device: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="the address of an SAE, a string or a path, not a NoneType"):
+        sae.load(None)
+    with pytest.raises(ConfigError, match=f"device='{device}'\\): torch cannot use it: "):
+        sae.load(tmp_path, device=device)
 
 
 def test_an_sae_of_a_snapshot_that_is_not_there_is_a_store_error(tmp_path: Path) -> None:
