@@ -67,6 +67,7 @@ def add_up(
 def test_a_lost_rank_costs_all_and_the_next_attempt_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(TransientError, match=r"rank 1 \(node 127.0.0.1\) of .*:add_up was killed by SIGKILL"):
         add_up(tmp_path, fault="rank SIGKILL")
+    caplog.clear()
     seen: list[tuple[int, int, str]] = []
     with caplog.at_level(logging.INFO, "sae.adding"):
         add_up(tmp_path, how={"progress": lambda done, total, unit, note: seen.append((done, total, unit))})
