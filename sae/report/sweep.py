@@ -51,6 +51,7 @@ def sweep_chart(points: list[dict[str, Any]], measure: str = "fvu") -> Chart:
     families = list(dict.fromkeys(point["family"] for point in points))
     spec = spec_of(points, {}, x=_l0_axis(points), y={**y_axis(measure, title), "scale": {"zero": False}})
     del spec["mark"]
+    spec["usermeta"] = {"hint": "Click a family of the legend to see it alone."}
     spec |= {"width": WIDTH, "height": HEIGHT, "layer": [_pareto_line(front)]}
     spec["encoding"] |= {
         "color": _by_family(families, CATEGORIES),
@@ -130,7 +131,7 @@ def _marks(families: list[str], measure: str, *, small: bool) -> dict[str, Any]:
     tooltip += [{"field": name, "type": "quantitative", "title": numbers[name], "format": ".4~g"} for name in numbers]
     return {
         "params": [{"name": CHOSEN, "select": {"type": "point", "fields": ["family"]}, "bind": "legend"}],
-        "mark": {"type": "point", "strokeWidth": 1.75, "size": 24 if small else 50},
+        "mark": {"type": "point", "strokeWidth": 1.25 if small else 1.75, "size": 30 if small else 50},
         "encoding": {"shape": _by_family(families, SHAPES), "tooltip": tooltip},
     }
 

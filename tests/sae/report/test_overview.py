@@ -193,6 +193,7 @@ def test_a_click_in_a_sweeps_legend_leaves_one_family(sweep_report: Any, visit: 
     page = visit(sweep_report.folder, viewport={"width": 390, "height": 844}).open()
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     figure = touch(page, "FVU against L0")
+    assert "Click a family of the legend" in figure.locator(".note").first.inner_text()
     marks = figure.locator(".mark-symbol.role-mark path")
     opacities = "all => all.map(e => Number(e.getAttribute('opacity') ?? 1))"
     assert marks.evaluate_all(opacities) == [1, 1]

@@ -13,7 +13,8 @@ async function enliven(figure) {
   const { view } = await window.vegaEmbed(live, spec, options);
   picture.replaceWith(live);
   figure.classList.add("live");
-  const filter = spec.usermeta?.filter;
+  const { filter, hint } = spec.usermeta ?? {};
+  if (hint) $(".note", figure).append(` ${hint}`);
   if (!filter) return;
   $(".note", figure).append(" Click for the latents.");
   view.addEventListener("click", (event, item) => {
