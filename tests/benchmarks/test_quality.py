@@ -1,4 +1,4 @@
-"""The activation sets of the comparison with peers' trainers, and what is measured on them."""
+"""Activation sets, what is measured on them, and what is kept of it."""
 
 import dataclasses
 from pathlib import Path
@@ -10,8 +10,8 @@ import torch
 from sae.architectures import TopKConfig, build_sae
 from sae.metrics import max_cosines
 from sae.train.config import TrainConfig
-from tests.benchmarks.peer_quality import chance, measure, new_run
 from tests.benchmarks.peer_sets import ActivationSet, dictionary, given, hierarchy
+from tests.benchmarks.quality import Kept, Quality, chance, measure, new_run, qualities_of_ours, topk, train_ours
 
 SETS = {"dictionary": dictionary, "hierarchy": hierarchy}
 CONFIG = TrainConfig(sae=TopKConfig(d_sae=512, k=8))
@@ -38,6 +38,28 @@ def test_rows_are_made_of_the_features_alone(data: ActivationSet) -> None:
     centred = data.train - data.train.mean(dim=0)
     random = torch.randn(len(data.features), data.train.shape[1], generator=torch.Generator().manual_seed(1))
     assert max_cosines(centred, data.features).mean() > max_cosines(centred, random).mean() + 0.1
+
+
+def test_more_tokens_than_rows_are_several_passes(data: ActivationSet) -> None:
+    few = dataclasses.replace(data, train=data.train[:2048].repeat(2, 1)[:2048])
+    once, twice = (train_ours(few, topk(512, 0, {}), n * 2048) for n in (1, 2))
+    again = train_ours(dataclasses.replace(few, train=few.train.repeat(2, 1)), topk(512, 0, {}), 2 * 2048)
+    assert torch.equal(twice.W_dec, again.W_dec)
+    assert not torch.equal(twice.W_dec, once.W_dec)
+
+
+def test_settings_reach_the_run_and_its_sae() -> None:
+    config = topk(512, 1, {"lr": 0.01, "sae.k_aux": 64})
+    assert (config.lr, config.sae.k_aux, config.seed, config.batch_rows) == (0.01, 64, 1, 2048)
+
+
+def test_what_was_measured_is_not_trained_again(data: ActivationSet, tmp_path: Path) -> None:
+    kept = Kept(tmp_path / "folder" / "kept.jsonl")
+    found = [Quality(0.5, 32.0, 0.1), Quality(0.25, 32.0, 0.0, mmcs=0.5, recovered=0.75)]
+    for seed, quality in enumerate(found):
+        kept.add({"trainer": "ours", "set": data.name, "tokens": 10**12, "d_sae": 512, "seed": seed, "lr": 1}, quality)
+    assert list(qualities_of_ours(data, 10**12, 512, 2, {"lr": 1}, kept)) == found
+    assert kept.get({"trainer": "ours", "set": data.name, "tokens": 10**12, "d_sae": 512, "seed": 2, "lr": 1}) is None
 
 
 @pytest.mark.parametrize("seed", range(3))
