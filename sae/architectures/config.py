@@ -51,6 +51,8 @@ class StandardConfig(FrozenConfig):
 
 
 DEFAULT_K_AUX = 256
+DEFAULT_AUXK_COEFFICIENT = 0.01
+"""A third of Gao et al.'s 1/32: with a short wait (`TrainConfig.auxk_after_tokens`) that kills more than it wakes."""
 
 
 class TopKConfig(FrozenConfig):
@@ -64,7 +66,7 @@ class TopKConfig(FrozenConfig):
     k: int = Field(gt=0)
     k_aux: int = Field(DEFAULT_K_AUX, ge=0)
     """Dead latents that learn to predict the residual, if so many are dead; 0 turns AuxK off."""
-    auxk_coefficient: float = Field(1 / 32, ge=0)
+    auxk_coefficient: float = Field(DEFAULT_AUXK_COEFFICIENT, ge=0)
 
     @model_validator(mode="after")
     def _k_fits(self) -> "TopKConfig":
@@ -85,7 +87,7 @@ class BatchTopKConfig(FrozenConfig):
     threshold was calibrated."""
     k_aux: int = Field(DEFAULT_K_AUX, ge=0)
     """Dead latents that learn to predict the residual, if so many are dead; 0 turns AuxK off."""
-    auxk_coefficient: float = Field(1 / 32, ge=0)
+    auxk_coefficient: float = Field(DEFAULT_AUXK_COEFFICIENT, ge=0)
 
     @model_validator(mode="after")
     def _k_fits(self) -> "BatchTopKConfig":

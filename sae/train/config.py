@@ -11,6 +11,9 @@ from sae.config import FrozenConfig, Ref, Spec
 Beta = Annotated[float, Field(ge=0, lt=1)]
 """How much of a running mean each step keeps."""
 
+LR, LR_TOKENS = 5.5e-3, 2**19
+"""Best peak learning rate of 2,048 latents, and the tokens for which it is."""
+
 
 class Pretrained(FrozenConfig):
     """Fine-tuning: training starts from the weights of a finished SAE of the same sizes."""
@@ -32,7 +35,7 @@ class TrainConfig(FrozenConfig):
     n_tokens: int | None = Field(None, gt=0)
     """Rows to train on, over as many epochs as that takes. None: one epoch."""
     lr: float | None = Field(None, gt=0)
-    """Peak learning rate. None: 5e-3 * sqrt(2048 / d_sae)."""
+    """Peak learning rate. None: 5.5e-3 * sqrt(2048 / d_sae), times (2^19 / tokens)^(1/3) for more tokens than 2^19."""
     warmup_fraction: float = Field(0.05, ge=0, le=1)
     """Share of the steps in which the learning rate rises linearly."""
     decay_fraction: float = Field(0.2, ge=0, le=1)
@@ -57,9 +60,12 @@ class TrainConfig(FrozenConfig):
     selection: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 (topk, batch_topk): the product that decides which latents are selected is made in bfloat16, and what it
     selects is computed again in float32. Losses and gradients are exact; near the k-th place the choice can differ."""
+    auxk_after_tokens: int = Field(2_500, gt=0)
+    """AuxK works on the latents that have not fired for this many tokens: two batches of the default size, so that it
+    keeps rare latents as well as waking dead ones. Gao et al. 2024 wait for 10 M tokens, which never pass in a run of a
+    million; docs/recipes.md has what a longer wait costs."""
     dead_after_tokens: int = Field(20_000, gt=0)
-    """A latent is dead when it has not fired for this many tokens. Short, so that AuxK works in short runs; the
-    10 M tokens of Gao et al. 2024 never pass in a run of a million."""
+    """What figures and warnings call dead: a latent that has not fired for this many tokens."""
 
     @model_validator(mode="after")
     def _something_is_selected(self) -> "TrainConfig":
@@ -67,11 +73,16 @@ class TrainConfig(FrozenConfig):
             raise ValueError(f'selection = "{self.selection}", but standard SAEs select nothing. Leave it "float32".')
         return self
 
-    @property
-    def peak_lr(self) -> float:
-        """The learning rate in force. It scales as 1/sqrt(d_sae) (Gao et al. 2024); the constant was measured at
-        d_sae = 2048 and a million tokens, and a larger one leaves latents dead."""
-        return self.lr if self.lr is not None else 5e-3 * math.sqrt(2048 / self.sae.d_sae)
+    def peak_lr(self, n_tokens: int) -> float:
+        """The learning rate in force for a run of so many tokens.
+
+        It scales as 1/sqrt(d_sae) (Gao et al. 2024). The constant and how it falls with the length of the run were
+        measured with TopK: docs/recipes.md. A larger one leaves latents dead.
+        """
+        if self.lr is not None:
+            return self.lr
+        longer = max(1.0, n_tokens / LR_TOKENS)
+        return LR * math.sqrt(2048 / self.sae.d_sae) / longer ** (1 / 3)
 
 
 class TensorBoardLog(FrozenConfig):

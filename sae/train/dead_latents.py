@@ -11,7 +11,7 @@ class DeadLatentClock:
     device has the clock of its own latents, and all rows count.
 
     Args:
-        dead_after_tokens: a latent that has not fired for this many tokens is dead.
+        dead_after_tokens: a latent that has not fired for this many tokens is dead: AuxK works on it.
 
     Attributes:
         tokens_since_fired: int64 [d_sae]
@@ -24,7 +24,11 @@ class DeadLatentClock:
     @property
     def dead(self) -> Tensor:
         """bool [d_sae]"""
-        return self.tokens_since_fired >= self.dead_after_tokens
+        return self.silent_for(self.dead_after_tokens)
+
+    def silent_for(self, n_tokens: int) -> Tensor:
+        """Which have not fired for so many tokens. bool [d_sae]"""
+        return self.tokens_since_fired >= n_tokens
 
     def dead_or_none(self, shared: Collectives = ALONE) -> Tensor | None:
         """`dead`, or None while every latent of all devices is alive.

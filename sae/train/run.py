@@ -106,6 +106,7 @@ class TrainingRun:
         name: str = "the SAE",
     ) -> None:
         self.config, self.n_steps, self.device, self.name = config, n_steps, torch.device(device), name
+        self.peak_lr = config.peak_lr(n_steps * config.batch_rows)
         self.d_in = len(moments.mean)
         self.scale = _input_scale(config.input_scale, moments, sample)
         """The SAE sees scale * x."""
@@ -124,7 +125,7 @@ class TrainingRun:
                 sample=None if sample is None else sample * self.scale,
             )
         sae.to(self.device)
-        clock = DeadLatentClock(sae.d_sae, config.dead_after_tokens, self.device)
+        clock = DeadLatentClock(sae.d_sae, config.auxk_after_tokens, self.device)
         self.state = TrainState(sae, make_optimizer(sae, config.adam_betas), clock, probe_library(self.device))
         in_bfloat16 = config.selection == "bfloat16"
         self._gradients = fast_gradients_selecting_in_bfloat16 if in_bfloat16 else fast_gradients
@@ -151,7 +152,7 @@ class TrainingRun:
     def learning_rate(self, step: int) -> float:
         """Of step 0 <= step < n_steps."""
         config = self.config
-        return learning_rate(step, self.n_steps, config.peak_lr, config.warmup_fraction, config.decay_fraction)
+        return learning_rate(step, self.n_steps, self.peak_lr, config.warmup_fraction, config.decay_fraction)
 
     def advance(self, x: Tensor) -> None:
         """Train on one batch in the data's own units. x: [batch, d_in]
@@ -176,7 +177,7 @@ class TrainingRun:
         if self.average is not None:
             self.average.update(state.sae, state.step)
         n_points = len(self.curve.rows)
-        self.curve.add(state.step, state.n_tokens, losses, state.clock.dead, lr)
+        self.curve.add(state.step, state.n_tokens, losses, state.clock.silent_for(config.dead_after_tokens), lr)
         if len(self.curve.rows) > n_points:
             self._warn_if_all_dead()
         if self._resampling and self._resampling.is_due(state.step) and not self.finished:
@@ -243,7 +244,7 @@ class TrainingRun:
             "d_sae": self.config.sae.d_sae,
             "n_steps": self.state.step,
             "n_tokens": self.state.n_tokens,
-            "peak_lr": self.config.peak_lr,
+            "peak_lr": self.peak_lr,
             "input_scale": self.scale,
             "products": self.state.products,
             **{name: last[name] for name in ("loss", "fvu", "l0", "dead")},

@@ -54,9 +54,7 @@ def main() -> None:
     parser.add_argument("--sets", default=",".join(SETS))
     parser.add_argument("--peers", default="all", help='names joined by ";"')
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument(
-        "--lr-scale", type=float, default=1.0, help="of the peers' rates: long runs want less"
-    )
+    parser.add_argument("--lr-scale", type=float, default=1.0, help="of the peers' rates: long runs want less")
     parser.add_argument("--rows", type=Path, default=Path(".bench/sets"))
     parser.add_argument("--results", type=Path, default=Path(".bench/quality.jsonl"))
     options = parser.parse_args()

@@ -1,6 +1,6 @@
 """How good an SAE is that was trained on so many rows of a set: training ours, measuring anyone's, keeping the figures.
 
-Sets of more than MAX_ROWS rows are several passes over as many.
+More tokens than MAX_ROWS, or than a set has rows, are several passes.
 """
 
 import json
@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -74,6 +75,8 @@ def load_set(name: str, n_tokens: int, folder: Path) -> ActivationSet:
     """The rows of which `n_tokens` are one or several passes. folder: where mlp.train.npy and mlp.heldout.npy are."""
     n_rows = min(n_tokens // BATCH_ROWS * BATCH_ROWS, MAX_ROWS)
     if name == "mlp":
+        n_given = len(np.load(folder / "mlp.train.npy", mmap_mode="r"))
+        n_rows = min(n_rows, n_given // BATCH_ROWS * BATCH_ROWS)
         return given(name, folder / "mlp.train.npy", folder / "mlp.heldout.npy", n_rows)
     return {"dictionary": dictionary, "hierarchy": hierarchy}[name](n_rows, N_HELDOUT)
 

@@ -36,6 +36,7 @@ def spec_of(snapshot: Snapshot, **changes: object) -> SAESpec:
         "batch_rows": BATCH,
         "n_tokens": 600,
         "lr": 0.01,
+        "auxk_after_tokens": 90,
         "dead_after_tokens": 90,
     }
     return SAESpec(config=TrainConfig.model_validate(config | changes), snapshot=snapshot.ref, order_seed=7)

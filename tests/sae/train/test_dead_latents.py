@@ -20,3 +20,4 @@ def test_a_dead_latent_that_fires_is_alive_again() -> None:
     clock.update(torch.tensor([True, False]), 1)
     assert clock.dead.tolist() == [False, True]
     assert clock.tokens_since_fired.tolist() == [0, 6]
+    assert clock.silent_for(7).tolist() == [False, False]

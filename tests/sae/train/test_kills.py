@@ -125,7 +125,7 @@ def _saes(storage: Storage, kind: str, make_snapshot: MakeSnapshot) -> list[Spec
         "standard": [standard],
         "sweep": [topk, standard, batch_topk, topk | {"seed": 1, "n_tokens": 30 * 20}],
     }[kind]
-    common = {"batch_rows": 30, "n_tokens": 30 * N_STEPS, "lr": 0.01, "dead_after_tokens": 90}
+    common = {"batch_rows": 30, "n_tokens": 30 * N_STEPS, "lr": 0.01, "auxk_after_tokens": 90}
     return [
         SAESpec(config=TrainConfig.model_validate(common | config), snapshot=snapshot.ref, order_seed=7)
         for config in configs
