@@ -6,20 +6,25 @@ deleting it loses nothing.
 """
 
 import contextlib
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from pydantic import Field
 
 from sae.config import FrozenConfig, Spec, digest
+from sae.errors import TransientError
 from sae.progress import silent
 from sae.store import layout
 from sae.store.artefacts.records import is_intact, require_record
 from sae.store.snapshots.part_sets import finished_parts
 from sae.store.storage.filesystem import Storage
+from tasks.gang import GangConfig, run_gang
 from tasks.process import run_in_worker
 from tasks.progress import show_progress
 from tasks.retries import is_retryable
+
+logger = logging.getLogger(__name__)
 
 
 class Job(FrozenConfig):
@@ -74,6 +79,7 @@ def produce(
     part: int | None = None,
     parts: Sequence[range] | None = None,
     bar: str | None = None,
+    gang: GangConfig | None = None,
 ) -> list[str]:
     """Call `function(storage, **arguments)` in a worker process unless the store holds its artefacts already.
 
@@ -82,6 +88,7 @@ def produce(
         part: for work on one part of the artefacts.
         parts: for work on many; of each artefact its own.
         bar: title of the progress bar; None shows none.
+        gang: processes that share the call; None: one worker.
 
     Returns: the URIs of the commit records.
     """
@@ -90,12 +97,14 @@ def produce(
     made = [(spec, number) for spec, numbers in zip(specs, of_each, strict=True) for number in numbers]
     if job.recompute or not all(is_stored(storage, [spec], number) for spec, number in made):
         with show_progress(bar) if bar else contextlib.nullcontext(silent) as progress:
-            run_in_worker(
-                function,
-                job.root,
-                arguments,
-                threads=job.threads,
-                limit_seconds=job.limit_seconds,
-                progress=progress,
-            )
+            limit: dict[str, Any] = {"limit_seconds": job.limit_seconds, "progress": progress}
+            if gang is None:
+                run_in_worker(function, job.root, arguments, threads=job.threads, **limit)
+            else:
+                try:
+                    run_gang(function, job.root, arguments, gang, **limit)
+                except TransientError as err:
+                    if job.recompute or not all(is_stored(storage, [spec], number) for spec, number in made):
+                        raise
+                    logger.warning("all was committed before this: %s", err)
     return [storage.uri(layout.record_path(spec.ref, number)) for spec, number in made]

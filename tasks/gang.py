@@ -26,6 +26,7 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
+from sae.config import FrozenConfig
 from sae.errors import PipelineError, StopRequested, TransientError
 from sae.pipeline_config import NodeConfig
 from sae.progress import Progress, silent
@@ -54,17 +55,27 @@ GONE_SECONDS = 10.0
 """How long the kernel may take to end what is killed."""
 
 
+class GangConfig(FrozenConfig):
+    """The processes that share a call."""
+
+    mesh: MeshConfig
+    nodes: tuple[NodeConfig, ...] = ()
+    """Machines, with equally many ranks each. Empty: this one."""
+    threads: int | None = None
+    """Of every rank. None: torch's default."""
+    collective_timeout_seconds: float = 300.0
+    """A rank that waits longer for another fails."""
+    heartbeat_timeout_seconds: float = 600.0
+    """A rank that shows no progress for longer is lost."""
+
+
 def run_gang(
     function: Callable[..., Any],
     root: str,
     arguments: dict[str, Any],
+    gang: GangConfig,
     *,
-    mesh: MeshConfig,
-    nodes: Sequence[NodeConfig] = (),
-    threads: int | None = None,
     limit_seconds: float | None = None,
-    collective_timeout_seconds: float = 300.0,
-    heartbeat_timeout_seconds: float = 600.0,
     progress: Progress = silent,
 ) -> None:
     """Call `function(Storage(root), **arguments, shared=..., progress=...)` in every process of a mesh, and wait.
@@ -72,11 +83,7 @@ def run_gang(
     Args:
         function: as for `run_in_worker`. `shared` is its place in the mesh; where `progress` raises StopRequested, it
             agrees with the other ranks to end.
-        nodes: machines, with equally many ranks each. None: this one.
-        threads: of every rank.
         limit_seconds: wall-clock limit.
-        collective_timeout_seconds: a rank that waits longer for another fails.
-        heartbeat_timeout_seconds: a rank that shows no progress for longer is lost.
         progress: rank 0's.
 
     Raises:
@@ -90,18 +97,18 @@ def run_gang(
         "function": name,
         "root": root,
         "arguments": to_jsonable_python(arguments),
-        "threads": threads,
-        "mesh": mesh.model_dump(),
-        "collective_timeout_seconds": collective_timeout_seconds,
+        "threads": gang.threads,
+        "mesh": gang.mesh.model_dump(),
+        "collective_timeout_seconds": gang.collective_timeout_seconds,
     }
-    gang = _Gang(name, mesh.world, nodes or (THIS_MACHINE,), collective_timeout_seconds, progress)
-    with while_busy(gang):
+    attempt = _Attempt(name, gang, progress)
+    with while_busy(attempt):
         try:
-            gang.start(pack(request))
-            gang.follow(heartbeat_timeout_seconds, limit_seconds)
+            attempt.start(pack(request))
+            attempt.follow(limit_seconds)
         finally:
-            gang.end()
-    gang.raise_how_it_ended()
+            attempt.end()
+    attempt.raise_how_it_ended()
 
 
 @dataclass
@@ -176,18 +183,16 @@ class _Agent:
         self.process.stdout.close()
 
 
-class _Gang:
-    """One attempt."""
+class _Attempt:
+    """A gang, from its start to its end."""
 
-    def __init__(
-        self, name: str, world: int, nodes: Sequence[NodeConfig], collective_seconds: float, progress: Progress
-    ) -> None:
-        self._name, self._nodes, self._progress = name, nodes, progress
-        self._collective_seconds = collective_seconds
+    def __init__(self, name: str, gang: GangConfig, progress: Progress) -> None:
+        self._name, self._gang, self._progress = name, gang, progress
+        self._nodes = nodes = gang.nodes or (THIS_MACHINE,)
         self._patience = float("inf")
         """Until when ranks are waited for, once one has ended."""
-        per_node, now = world // len(nodes), time.monotonic()
-        self._ranks = [_Rank(number, nodes[number // per_node], now) for number in range(world)]
+        per_node, now = gang.mesh.world // len(nodes), time.monotonic()
+        self._ranks = [_Rank(number, nodes[number // per_node], now) for number in range(gang.mesh.world)]
         self._in_order: list[_Rank] = []
         """Ranks as they ended: what goes wrong in one goes wrong in others later."""
         self._agents: list[_Agent] = []
@@ -203,7 +208,7 @@ class _Gang:
             "n_ranks": per_node,
             "meet_at": str(self._nodes[0].address),
             "run_id": uuid.uuid4().hex,
-            "timeout_seconds": self._collective_seconds,
+            "timeout_seconds": self._gang.collective_timeout_seconds,
             "request": request,
         }
         for number, node in enumerate(self._nodes):
@@ -225,8 +230,9 @@ class _Gang:
         for agent in list(self._agents):
             agent.kill()
 
-    def follow(self, heartbeat_seconds: float, limit_seconds: float | None) -> None:
+    def follow(self, limit_seconds: float | None) -> None:
         """Hear what the ranks say until all have ended or a deadline has passed."""
+        heartbeat_seconds = self._gang.heartbeat_timeout_seconds
         limit = time.monotonic() + limit_seconds if limit_seconds is not None else float("inf")
         while self._error is None and (waited_for := [rank for rank in self._ranks if not rank.ended]):
             wait_until = min(limit, self._patience, _heard_of_all(waited_for) + heartbeat_seconds)
@@ -368,7 +374,7 @@ class _Gang:
         self._in_order.append(rank)
         seconds = LAST_WORDS_SECONDS
         if rank.reply and "done" in rank.reply:  # the others are at most a collective behind
-            seconds = self._collective_seconds
+            seconds = self._gang.collective_timeout_seconds
         elif rank.reply and rank.reply.get("error", {}).get("type") == "StopRequested":
             seconds = STOP_SECONDS
         self._patience = min(self._patience, time.monotonic() + seconds)

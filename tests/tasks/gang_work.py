@@ -13,8 +13,10 @@ import torch
 
 from sae.errors import ConfigError, StopRequested
 from sae.progress import Progress, silent
+from sae.store.artefacts.records import commit
 from sae.store.storage.filesystem import Storage
 from sae.train.mesh import Mesh
+from tests.tasks.work import ThingSpec
 
 N_STEPS = 40
 
@@ -90,6 +92,17 @@ def leave(storage: Storage, *, shared: Mesh) -> None:
     if shared.rank == 1:
         os._exit(3)
     shared.agree(False)
+
+
+def make(storage: Storage, spec: ThingSpec, fault: str = "", *, shared: Mesh) -> None:
+    """Rank 0 commits an artefact; then rank 1 may meet a fault."""
+    if shared.rank == 0:
+        with storage.staging() as folder:
+            (folder / "a").write_text("x" * spec.size)
+            commit(storage, spec, folder, {}, seconds=0)
+    shared.agree(False)
+    if fault and shared.rank == 1:
+        happen(fault)
 
 
 def listen_where(storage: Storage, folder: str, *, shared: Mesh) -> None:

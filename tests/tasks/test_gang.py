@@ -17,9 +17,11 @@ import pytest
 from sae.errors import ConfigError, PipelineError, StopRequested, TransientError
 from sae.pipeline_config import NodeConfig
 from sae.train.config import MeshConfig
-from tasks.gang import run_gang
+from tasks.caching import Job, produce
+from tasks.gang import GangConfig, run_gang
 from tasks.process import WorkerCrash, accept_work, stop_workers
 from tests.tasks import gang_work
+from tests.tasks.work import ThingSpec
 
 TWO_NODES = (NodeConfig(address=IPv4Address("127.0.0.1")), NodeConfig(address=IPv4Address("127.0.0.2")))
 COLLECTIVE_SECONDS = 8.0
@@ -50,15 +52,14 @@ def add_up(
 ) -> None:
     """`gang_work.add_up` by two ranks; afterwards nobody is left."""
     settings: dict[str, Any] = {"collective_timeout_seconds": COLLECTIVE_SECONDS} | (how or {})
+    call = {name: settings.pop(name) for name in ("limit_seconds", "progress") if name in settings}
     try:
         run_gang(
             gang_work.add_up,
             str(folder / "root"),
             {"folder": str(folder)} | arguments,
-            mesh=MeshConfig(data=2),
-            nodes=nodes,
-            threads=1,
-            **settings,
+            GangConfig(mesh=MeshConfig(data=2), nodes=nodes, threads=1, **settings),
+            **call,
         )
     finally:  # what is killed closes its files a moment before it is gone
         wait_for(lambda: not any(map(is_alive, pids_in(folder))), 2)
@@ -127,7 +128,18 @@ def test_an_error_of_one_rank_is_the_error_of_the_call(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_rank_that_ends_without_a_word_is_named(tmp_path: Path) -> None:
     with pytest.raises(TransientError, match=r"rank 1 .* ended with status 3"):
-        run_gang(gang_work.leave, str(tmp_path), {}, mesh=MeshConfig(latents=2))
+        run_gang(gang_work.leave, str(tmp_path), {}, GangConfig(mesh=MeshConfig(latents=2)))
+
+
+@pytest.mark.slow
+def test_work_that_was_committed_before_a_rank_was_lost_is_done(tmp_path: Path) -> None:
+    job, spec = Job(root=str(tmp_path / "root")), ThingSpec(size=3)
+    gang = GangConfig(mesh=MeshConfig(data=2))
+    (uri,) = produce(job, [spec], gang_work.make, {"spec": spec, "fault": "rank SIGKILL"}, gang=gang)
+    assert Path(uri).is_file()
+    again = job.model_copy(update={"recompute": True})
+    with pytest.raises(TransientError, match="SIGKILL"):  # what is computed again may be another
+        produce(again, [spec], gang_work.make, {"spec": spec, "fault": "rank SIGKILL"}, gang=gang)
 
 
 @pytest.mark.slow
@@ -185,7 +197,8 @@ def test_stopping_saves_the_work_of_all_ranks(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_nothing_listens_beyond_the_addresses_of_the_nodes(tmp_path: Path) -> None:
-    run_gang(gang_work.listen_where, str(tmp_path), {"folder": str(tmp_path)}, mesh=MeshConfig(data=2), nodes=TWO_NODES)
+    gang = GangConfig(mesh=MeshConfig(data=2), nodes=TWO_NODES)
+    run_gang(gang_work.listen_where, str(tmp_path), {"folder": str(tmp_path)}, gang)
     listening = " ".join(file.read_text() for file in tmp_path.glob("listens-*")).split()
     assert listening
     assert set(listening) == {"0100007F"}  # 127.0.0.1
@@ -201,7 +214,7 @@ def test_an_address_of_another_machine_is_refused(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_long_lines_of_all_ranks_arrive_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "sae.talking"):
-        run_gang(gang_work.print_much, str(tmp_path), {}, mesh=MeshConfig(data=2))
+        run_gang(gang_work.print_much, str(tmp_path), {}, GangConfig(mesh=MeshConfig(data=2)))
     said = [record.getMessage() for record in caplog.records if record.name == "sae.talking"]
     assert [line for line in said if not line.startswith("rank")] == [f"{count} {'0' * 9000}" for count in range(50)]
     assert [line for line in said if line.startswith("rank")] == [
