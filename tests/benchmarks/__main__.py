@@ -1,7 +1,7 @@
 """`make bench`: speeds as ratios of two things measured in turn in this process; medians, with their spread.
 
 python -m tests.benchmarks [store] [extraction] [loading] [mixing] [remix] [remote] [training] [sweep] [statistics]
-[report] [overhead] [scale] [bad_days]
+[report] [overhead] [scale] [bad_days] [gang]
 """
 
 import sys
@@ -13,6 +13,7 @@ import torch
 
 from tests.benchmarks.bad_days import bad_days
 from tests.benchmarks.extraction import extraction
+from tests.benchmarks.gang import gang
 from tests.benchmarks.loading import loading
 from tests.benchmarks.mixing import mixing
 from tests.benchmarks.overhead import overhead
@@ -40,6 +41,7 @@ BENCHMARKS: dict[str, Callable[[Path], Iterator[Row] | Iterator[Cost] | Iterator
     "overhead": overhead,
     "scale": scale,
     "bad_days": bad_days,
+    "gang": gang,
 }
 
 
