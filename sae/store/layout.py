@@ -58,6 +58,11 @@ def checkpoint_data(ref: str, attempt: str, step: int) -> str:
     return f"{checkpoint_folder(ref, attempt)}/step-{step:08d}.safetensors"
 
 
+def checkpoint_part(ref: str, attempt: str, step: int, part: int) -> str:
+    """The tensors of a checkpoint that one of several processes writes."""
+    return f"{checkpoint_folder(ref, attempt)}/step-{step:08d}.part-{part:05d}.safetensors"
+
+
 def checkpoint_pointer(ref: str, attempt: str, step: int) -> str:
     """The small file that makes a checkpoint count."""
     return f"{checkpoint_folder(ref, attempt)}/step-{step:08d}.json"

@@ -7,20 +7,21 @@ the same shape unless it says otherwise.
 
 from torch import Tensor
 
+from sae.store.artefacts.group import Group
 
-class Collectives:
+
+class Collectives(Group):
     """Of one device alone, which has all latents and all rows: there is nothing to tell.
 
     `sae.train.mesh.Mesh` overrides all of it.
 
     Attributes:
-        rank, world: of the devices. The first one writes what is written once.
         data_rank, n_data: which share of every batch is this device's.
         latent_rank, n_latent: which share of the latents.
     """
 
-    rank = data_rank = latent_rank = 0
-    world = n_data = n_latent = 1
+    data_rank = latent_rank = 0
+    n_data = n_latent = 1
 
     def latents(self, d_sae: int) -> slice:
         """The latents of this device. Raises: ConfigError when the mesh cannot share so many evenly."""
@@ -72,9 +73,17 @@ class Collectives:
         """
         return None
 
-    def agree(self, wish: bool) -> bool:
-        """Whether any device wishes it."""
-        return wish
+    def nth_largest_of_batch(self, values: Tensor, n: int) -> Tensor | None:
+        """The n-th largest of all devices' values; None when they have fewer. values: as above."""
+        return values.kthvalue(len(values) - n + 1).values if n <= len(values) else None
+
+    def sum_all(self, total: Tensor) -> Tensor:
+        """Sum over all devices; may change `total`."""
+        return self.sum_rows(self.sum_latents(total))
+
+    def gather_latents(self, own: Tensor) -> Tensor | None:
+        """All latents' rows of a tensor of the CPU on the first device, None elsewhere. [own latents, ...]"""
+        return own
 
 
 ALONE = Collectives()

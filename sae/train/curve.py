@@ -44,8 +44,8 @@ class TrainingCurve:
         self.rows: list[tuple[float, ...]] = []
         self.pending: list[Tensor] = []
 
-    def add(self, step: int, n_tokens: int, losses: Losses, dead: Tensor, lr: float) -> None:
-        """Count the step that just ended; it was number `step`, from 1.
+    def add(self, step: int, n_tokens: int, losses: Losses, dead_share: Callable[[], float], lr: float) -> None:
+        """Count the step that just ended; it was number `step`, from 1. dead_share: of all latents, asked at points.
 
         Raises: TrainingError when a loss since the last point was not finite, or the error has exploded.
         """
@@ -54,7 +54,7 @@ class TrainingCurve:
             self.check_finite(step)
             means = torch.stack(self.pending).double().mean(dim=0).tolist()
             self._check_exploded(step, fvu=means[1])
-            self.rows.append((step, n_tokens, *means, int(dead.sum()) / len(dead), lr))
+            self.rows.append((step, n_tokens, *means, dead_share(), lr))
             self.pending.clear()
 
     def check_finite(self, step: int) -> None:

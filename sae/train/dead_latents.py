@@ -38,6 +38,11 @@ class DeadLatentClock:
         dead = self.dead
         return dead if bool(shared.sum_latents(dead.any().int())) else None
 
+    def silent_share(self, n_tokens: int, shared: Collectives = ALONE) -> float:
+        """Share of all devices' latents that have not fired for `n_tokens` tokens."""
+        n_silent = shared.sum_latents(self.silent_for(n_tokens).sum())
+        return int(n_silent) / (len(self.tokens_since_fired) * shared.n_latent)
+
     def update(self, fired: Tensor, n_rows: int) -> None:
         """Count a batch of `n_rows` rows. fired: bool [d_sae]"""
         self.tokens_since_fired.add_(n_rows).masked_fill_(fired, 0)

@@ -67,7 +67,7 @@ def n_th_largest(values: Tensor, n: int, summed: Callable[[Tensor], Tensor]) -> 
         values: this device's, all positive. [values]
         summed: counts, summed over all devices.
 
-    Returns: the value, and how many that equal it belong to the n largest; None when there are no more than n.
+    Returns: the value, and how many that equal it belong to the n largest; None when there are fewer than n.
     """
     bits, n_bits = values.view(_AS_INTEGERS[values.dtype]), 8 * values.element_size() - 1
     prefix, left = 0, n
@@ -77,7 +77,7 @@ def n_th_largest(values: Tensor, n: int, summed: Callable[[Tensor], Tensor]) -> 
             bits = bits[bits >> top == prefix]
         digits = (bits >> low) & ((1 << (top - low)) - 1)
         from_top = summed(torch.bincount(digits, minlength=1 << (top - low))).flip(0).cumsum(0)
-        if top == n_bits and int(from_top[-1]) <= n:
+        if top == n_bits and int(from_top[-1]) < n:
             return None
         place = int(torch.searchsorted(from_top, left))
         left -= int(from_top[place - 1]) if place else 0

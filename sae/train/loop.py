@@ -4,11 +4,13 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from sae.architectures import SAE
 from sae.errors import ConfigError, StopRequested, TrainingError
 from sae.progress import Progress, silent
 from sae.store.artefacts import records
@@ -19,6 +21,7 @@ from sae.store.reading.order import Cursor
 from sae.store.snapshots.snapshot import Snapshot, read_snapshot
 from sae.store.storage.filesystem import Storage
 from sae.train.checkpoint import RunPosition, load_checkpoint, save_checkpoint
+from sae.train.collectives import ALONE, Collectives
 from sae.train.config import SAESpec, TrainingLog
 from sae.train.curve import CURVE_FILE
 from sae.train.init import SAMPLE_ROWS
@@ -28,6 +31,7 @@ from sae.train.pretrained import load_initial
 from sae.train.rows import SnapshotRows
 from sae.train.run import DataMoments, TrainingRun
 from sae.train.schedule import count_steps
+from sae.train.shares import gather_whole
 from sae.weights import save_sae
 
 logger = logging.getLogger(__name__)
@@ -41,6 +45,7 @@ def train_saes(
     logs: Sequence[TrainingLog] = (),
     device: torch.device | str = "cpu",
     progress: Progress = silent,
+    shared: Collectives = ALONE,
 ) -> list[Record]:
     """Train, save and commit the SAEs of `specs`, which share snapshot, batch_rows and order_seed.
 
@@ -50,11 +55,16 @@ def train_saes(
     Each SAE ends with the same bytes as when it is trained alone, stops at its own number of steps, and is committed
     as soon as it does. A run that was interrupted continues from its checkpoints, each SAE from its own.
 
+    Processes of a mesh all call it alike. Each reads its own rows of every batch and trains its own latents; the first
+    commits what all have made.
+
     Args:
         checkpoint_every_steps: 0 writes none.
         logs: where the curves are written as well.
         progress: told of every step, with the figures of every SAE (`live_note`). It may raise StopRequested; every
-            unfinished SAE then gets a checkpoint of the step it is at.
+            unfinished SAE then gets a checkpoint of the step it is at. On a mesh one process that is asked to stop is
+            enough: all stop at the same step.
+        shared: the devices that train each SAE together.
 
     Returns: the commit records, in the order of `specs`.
     Raises: ConfigError when the specs do not belong together, given weights do not fit, or a log needs a package;
@@ -70,13 +80,22 @@ def train_saes(
     sample = None
     if any(TrainingRun.wants_sample(spec.config) for spec in specs):
         sample = _first_rows(storage, snapshot, first)
-    attempt = new_attempt()
-    runs = [_new_run(storage, spec, snapshot, moments, sample, device) for spec in specs]
+    attempt = shared.tell(new_attempt())
+    runs = [_new_run(storage, spec, snapshot, moments, sample, device, shared) for spec in specs]
     members = [_Member(storage, spec, run, attempt, logs) for spec, run in zip(specs, runs, strict=True)]
     slowest = min(members, key=lambda member: member.run.state.step)
     step, n_steps = slowest.run.state.step, max(member.run.n_steps for member in members)
 
-    loader = Loader(storage, snapshot, first.config.batch_rows, first.order_seed, slowest.cursor, device=device)
+    loader = Loader(
+        storage,
+        snapshot,
+        first.config.batch_rows,
+        first.order_seed,
+        slowest.cursor,
+        rank=shared.data_rank,
+        world=shared.n_data,
+        device=device,
+    )
     began, n_rows = time.perf_counter(), 0
     try:
         while any(member.unfinished for member in members):
@@ -93,13 +112,16 @@ def train_saes(
                     elif checkpoint_every_steps and member.run.state.step % checkpoint_every_steps == 0:
                         save_checkpoint(member.checkpoints, member.run, loader.cursor)
             step += 1
+            stop: StopRequested | None = None
             try:
-                rows_per_second = n_rows / max(time.perf_counter() - began, 1e-9)
+                rows_per_second = n_rows * shared.n_data / max(time.perf_counter() - began, 1e-9)
                 figures = [member.figures for member in members]
                 progress(step, n_steps, "steps", live_note(figures, rows_per_second, loader.waited_seconds))
             except StopRequested as err:
-                if any(member.unfinished for member in members):
-                    raise _stopped(err, step, n_steps, members, loader.cursor, bool(checkpoint_every_steps)) from err
+                stop = err
+            if shared.agree(stop is not None) and any(member.unfinished for member in members):
+                stop = stop or StopRequested("another rank was asked to stop")
+                raise _stopped(stop, step, n_steps, members, loader.cursor, bool(checkpoint_every_steps)) from stop
     finally:
         loader.close()
         for member in members:
@@ -124,9 +146,9 @@ class _Member:
         self, storage: Storage, spec: SAESpec, run: TrainingRun, attempt: str, logs: Sequence[TrainingLog]
     ) -> None:
         self.spec, self.run, self._storage = spec, run, storage
-        self.checkpoints = Checkpoints(storage, spec.ref, RunPosition, attempt)
+        self.checkpoints = Checkpoints(storage, spec.ref, RunPosition, attempt, run.shared)
         self.cursor = load_checkpoint(self.checkpoints, run)
-        self.logs = CurveLogs(logs, spec, run.curve)
+        self.logs = CurveLogs(logs if run.shared.rank == 0 else (), spec, run.curve)
         self.record: Record | None = None
         self.error: TrainingError | None = None
 
@@ -155,10 +177,15 @@ class _Member:
             self.error = TrainingError(f"{self.spec.ref} ({self.spec.config.sae!r}): {err} {kept}.")
 
     def commit(self, seconds: float) -> None:
+        sae = gather_whole(self.run.result(), self.run.shared)
+        self.run.shared.once(lambda: self._commit(cast(SAE, sae), seconds))
+        self.record = records.require_record(self._storage, self.spec.ref)
+
+    def _commit(self, sae: SAE, seconds: float) -> None:
         with self._storage.staging() as folder:
-            save_sae(self.run.result(), folder, {"hook_name": self.spec.config.hook_point})
+            save_sae(sae, folder, {"hook_name": self.spec.config.hook_point})
             pq.write_table(self.run.curve.table(), folder / CURVE_FILE)
-            self.record = records.commit(self._storage, self.spec, folder, self.run.metrics(), seconds=seconds)
+            records.commit(self._storage, self.spec, folder, self.run.metrics(), seconds=seconds)
         remove_checkpoints(self._storage, self.spec.ref)
 
 
@@ -196,11 +223,14 @@ def _new_run(
     moments: DataMoments,
     sample: Tensor | None,
     device: torch.device | str,
+    shared: Collectives,
 ) -> TrainingRun:
     n_steps = count_steps(spec.config.n_tokens or moments.n_rows, moments.n_rows, spec.config.batch_rows)
     rows = SnapshotRows(storage, snapshot, spec.calibration, spec.config.batch_rows, spec.order_seed, device)
     initial = load_initial(spec.config, storage, spec.initial)
-    return TrainingRun(spec.config, moments, n_steps, sample, device, rows=rows, initial=initial, name=spec.ref)
+    return TrainingRun(
+        spec.config, moments, n_steps, sample, device, rows=rows, initial=initial, name=spec.ref, shared=shared
+    )
 
 
 def _first_rows(storage: Storage, snapshot: Snapshot, spec: SAESpec) -> Tensor:

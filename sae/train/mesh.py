@@ -17,7 +17,7 @@ import contextlib
 import itertools
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 import torch
@@ -80,6 +80,8 @@ class Mesh(Collectives):
         self.rank, self.world = dist.get_rank(), config.world
         self.n_data, self.n_latent = config.data, config.latents
         self.data_rank, self.latent_rank = divmod(self.rank, self.n_latent)
+        # Ranks with the same latents write neighbouring shares of them.
+        self.share = self.latent_rank * self.n_data + self.data_rank
         self.received: Counter[str] = Counter()
         ranks = torch.arange(self.world).view(self.n_data, self.n_latent)
         with _peers("forming groups"):
@@ -150,9 +152,58 @@ class Mesh(Collectives):
         places = places_left(summed(n_tied), n_places)[self.rank]
         return above.logical_or_(tied.logical_and_(tied.cumsum(dim=0) <= places))
 
+    def nth_largest_of_batch(self, values: Tensor, n: int) -> Tensor | None:
+        """By the same radix select."""
+        found = n_th_largest(values, n, lambda counts: self._reduce("nth_largest_of_batch", counts, self._all))
+        return None if found is None else found[0]
+
+    def sum_all(self, total: Tensor) -> Tensor:
+        """In place, where `total` is contiguous."""
+        return self._reduce("sum_all", total, self._all)
+
+    def gather_latents(self, own: Tensor) -> Tensor | None:
+        """To the first rank, from the ranks that share its rows."""
+        if self.data_rank > 0:
+            return None
+        whole = own.new_empty(self.n_latent * len(own), *own.shape[1:]) if self.rank == 0 else None
+        with _peers("gather_latents"):
+            dist.gather(
+                own.contiguous(), None if whole is None else list(whole.split(len(own))), 0, self._others_latents
+            )
+        return whole
+
     def agree(self, wish: bool) -> bool:
         """By a maximum over all ranks."""
         return bool(self._reduce("agree", torch.tensor(int(wish)), self._all, dist.ReduceOp.MAX))
+
+    def tell(self, text: str) -> str:
+        """Its length first, then its bytes."""
+        data = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8) if text else torch.empty(0).byte()
+        n_bytes = int(self.collect(len(data))[0])
+        data = data if self.rank == 0 else torch.empty(n_bytes, dtype=torch.uint8)
+        with _peers("tell"):
+            dist.broadcast(data, 0, self._all)
+        return bytes(data.tolist()).decode()
+
+    def collect(self, number: int) -> list[int]:
+        """By a sum: every rank fills the place of its share."""
+        numbers = torch.zeros(self.world, dtype=torch.int64)
+        numbers[self.share] = number
+        return self._reduce("collect", numbers, self._all).tolist()
+
+    def once(self, action: Callable[[], None]) -> None:
+        """The others learn how it ended, so none of them waits for a first rank that has failed."""
+        error: BaseException | None = None
+        if self.rank == 0:
+            try:
+                action()
+            except Exception as err:
+                error = err
+        failed = self.agree(error is not None)
+        if error is not None:
+            raise error
+        if failed:
+            raise TransientError("the first rank could not do what is done once for all: its own error says why.")
 
     def _reduce(
         self, method: str, tensor: Tensor, group: dist.ProcessGroup, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM

@@ -6,7 +6,9 @@ from sae.architectures import SAE
 from sae.errors import ConfigError, StoreError
 from sae.saved import STAGE, digest_of, load, parse_address
 from sae.store.storage.filesystem import Storage
+from sae.train.collectives import ALONE, Collectives
 from sae.train.config import Pretrained, TrainConfig
+from sae.train.shares import LATENT_PARAMETERS
 from sae.weights import fold_decoder_norm, fold_input_scale
 
 NORM_TOLERANCE = 1e-3
@@ -46,8 +48,10 @@ def load_initial(config: TrainConfig, storage: Storage | None = None, initial: s
 
 
 @torch.no_grad()
-def start_from(sae: SAE, given: SAE, scale: float, name: str) -> None:
-    """Give a new SAE the weights of a finished one: it computes the same, on inputs multiplied by `scale`.
+def start_from(sae: SAE, given: SAE, scale: float, name: str, shared: Collectives = ALONE) -> None:
+    """Give a new SAE, or a device's share of one, the weights of a finished one.
+
+    It computes the same, on inputs multiplied by `scale`.
 
     Decoder rows are brought to norm 1, their norms moved into the encoder.
 
@@ -56,10 +60,10 @@ def start_from(sae: SAE, given: SAE, scale: float, name: str) -> None:
 
     Raises: ConfigError when the shapes differ, or when latents of a TopK would be ranked otherwise.
     """
-    if (given.d_sae, given.d_in) != (sae.d_sae, sae.d_in):
+    if (given.d_sae, given.d_in) != (sae.config.d_sae, sae.d_in):
         raise ConfigError(
             f"init.weights: {name} has d_sae = {given.d_sae}, d_in = {given.d_in}; to be trained is an SAE of "
-            f"d_sae = {sae.d_sae} on activations of d_in = {sae.d_in}. Set sae.d_sae, or the hook point, to fit."
+            f"d_sae = {sae.config.d_sae} on activations of d_in = {sae.d_in}. Set sae.d_sae, or the hook point, to fit."
         )
     norm = given.W_dec.norm(dim=1)
     if sae.config.architecture != "standard" and float(norm.max() - norm.min()) > NORM_TOLERANCE * float(norm.max()):
@@ -68,8 +72,10 @@ def start_from(sae: SAE, given: SAE, scale: float, name: str) -> None:
             f"{sae.config.architecture} ranks latents of rows with norm 1. Divide each row by its norm and multiply "
             f"W_enc and b_enc by it."
         )
-    for parameter, start in zip(sae.parameters(), given.parameters(), strict=True):
-        parameter.copy_(start)
+    own = shared.latents(sae.config.d_sae)
+    for parameter_name, parameter in sae.named_parameters():
+        start = given.get_parameter(parameter_name)
+        parameter.copy_(start[own] if parameter_name in LATENT_PARAMETERS else start)
     fold_input_scale(sae, 1 / scale)
     fold_decoder_norm(sae)
     if given.subtracts_b_dec != sae.subtracts_b_dec:

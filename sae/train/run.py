@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae.architectures import SAE, build_sae
+from sae.architectures import SAE
 from sae.architectures.batch_topk import BatchTopKSAE
 from sae.architectures.standard import StandardSAE
 from sae.errors import ConfigError, TrainingError
 from sae.train.averaging import WeightAverage
+from sae.train.collectives import ALONE, Collectives
 from sae.train.config import Pretrained, TrainConfig
 from sae.train.curve import WHAT_TO_TRY, TrainingCurve
 from sae.train.dead_latents import DeadLatentClock
@@ -22,6 +23,7 @@ from sae.train.products import probe_library
 from sae.train.resampling import ResamplingSchedule, resample
 from sae.train.rows import RowSource
 from sae.train.schedule import batch_of, learning_rate, warmed_up
+from sae.train.shares import build_share
 from sae.train.step import (
     TrainState,
     fast_gradients,
@@ -82,6 +84,8 @@ def _input_scale(name: str, moments: DataMoments, sample: Tensor | None) -> floa
 class TrainingRun:
     """Trains one SAE on the batches it is given, and stops by itself after `n_steps`.
 
+    Several devices may train it together: each has a run of its own, with its latents, and is given its rows.
+
     Args:
         moments: of all the data, in its own units.
         n_steps: optimizer steps in all.
@@ -89,8 +93,9 @@ class TrainingRun:
         rows: where a threshold finds rows to be calibrated on, and resampling those to draw from.
         initial: the SAE whose weights it starts from (`pretrained.load_initial`).
         name: of the SAE, for warnings.
+        shared: the devices that train it.
 
-    Raises: ConfigError when `initial` has other sizes.
+    Raises: ConfigError when `initial` has other sizes, or the devices cannot share the latents evenly.
     """
 
     def __init__(
@@ -104,18 +109,20 @@ class TrainingRun:
         rows: RowSource,
         initial: SAE | None = None,
         name: str = "the SAE",
+        shared: Collectives = ALONE,
     ) -> None:
+        self.shared = shared
         self.config, self.n_steps, self.device, self.name = config, n_steps, torch.device(device), name
         self.peak_lr = config.peak_lr(n_steps * config.batch_rows)
         self.d_in = len(moments.mean)
         self.scale = _input_scale(config.input_scale, moments, sample)
         """The SAE sees scale * x."""
         self.variance = moments.mean_sq_norm / self.d_in * self.scale**2
-        sae = build_sae(config.sae, self.d_in)
+        sae = build_share(config.sae, self.d_in, shared)
         if isinstance(config.init, Pretrained):
             if initial is None:
                 raise ValueError("init.weights needs the SAE that they are taken from")
-            start_from(sae, initial, self.scale, config.init.weights)
+            start_from(sae, initial, self.scale, config.init.weights, shared)
         else:
             initialise(
                 sae,
@@ -123,10 +130,12 @@ class TrainingRun:
                 config.seed,
                 mean=(moments.mean.cpu() * self.scale).float(),
                 sample=None if sample is None else sample * self.scale,
+                shared=shared,
             )
         sae.to(self.device)
         clock = DeadLatentClock(sae.d_sae, config.auxk_after_tokens, self.device)
-        self.state = TrainState(sae, make_optimizer(sae, config.adam_betas), clock, probe_library(self.device))
+        slow = shared.agree(probe_library(self.device) == "blas")  # on any machine of several
+        self.state = TrainState(sae, make_optimizer(sae, config.adam_betas), clock, "blas" if slow else "onednn")
         in_bfloat16 = config.selection == "bfloat16"
         self._gradients = fast_gradients_selecting_in_bfloat16 if in_bfloat16 else fast_gradients
         self._rows = rows
@@ -155,7 +164,7 @@ class TrainingRun:
         return learning_rate(step, self.n_steps, self.peak_lr, config.warmup_fraction, config.decay_fraction)
 
     def advance(self, x: Tensor) -> None:
-        """Train on one batch in the data's own units. x: [batch, d_in]
+        """Train on one batch, or this device's rows of it, in the data's own units. x: [rows, d_in]
 
         Raises:
             ConfigError: the batch has another width.
@@ -173,11 +182,11 @@ class TrainingRun:
                 state.step, self.n_steps, standard.l1_coefficient, standard.l1_warmup_fraction
             )
         x = x.to(self.device) * self.scale
-        losses = train_step(state, x, lr, self.variance, self._gradients, max_grad_norm=config.max_grad_norm)
+        losses = train_step(state, x, lr, self.variance, self._gradients, config.max_grad_norm, self.shared)
         if self.average is not None:
             self.average.update(state.sae, state.step)
         n_points = len(self.curve.rows)
-        self.curve.add(state.step, state.n_tokens, losses, state.clock.silent_for(config.dead_after_tokens), lr)
+        self.curve.add(state.step, state.n_tokens, losses, self._dead_share, lr)
         if len(self.curve.rows) > n_points:
             self._warn_if_all_dead()
         if self._resampling and self._resampling.is_due(state.step) and not self.finished:
@@ -187,19 +196,22 @@ class TrainingRun:
         """Raises: TrainingError when a loss since the last point of the curve, or a weight, is not finite."""
         self.curve.check_finite(self.state.step)
         for name, parameter in self.state.sae.named_parameters():
-            if not bool(parameter.isfinite().all()):
+            if self.shared.agree(not bool(parameter.isfinite().all())):
                 step = self.state.step
                 raise TrainingError(
                     f"{name} holds values that are not finite after step {step} of {self.n_steps} "
                     f"({self._describe_batch(step)}). {WHAT_TO_TRY}"
                 )
 
+    def _dead_share(self) -> float:
+        return self.state.clock.silent_share(self.config.dead_after_tokens, self.shared)
+
     def _resample(self, schedule: ResamplingSchedule) -> None:
         state = self.state
         inputs = self._rows.training(schedule.n_inputs, f"resampling {state.step}").batches
         scaled = (batch.to(self.device) * self.scale for batch in inputs)
         silent = state.clock.tokens_since_fired >= schedule.silent_tokens
-        resample(state, scaled, schedule.silent_tokens, self.config.seed)
+        resample(state, scaled, schedule.silent_tokens, self.config.seed, self.shared)
         if self.average is not None:
             self.average.restart(state.sae, silent & (state.clock.tokens_since_fired == 0))
 
@@ -223,8 +235,10 @@ class TrainingRun:
             )
 
     def result(self) -> SAE:
-        """The SAE for the data's own units; ends the run. A free decoder's norms are folded into the encoder, and a
-        threshold is calibrated."""
+        """The SAE for the data's own units, or this device's share of it; ends the run.
+
+        A free decoder's norms are folded into the encoder, and a threshold is calibrated.
+        """
         sae = self.state.sae.requires_grad_(False)
         if self.average is not None:
             self.average.copy_to(sae)
@@ -232,7 +246,7 @@ class TrainingRun:
             fold_decoder_norm(sae)
         fold_input_scale(sae, self.scale)
         if isinstance(sae, BatchTopKSAE):
-            self._calibration = calibrate(sae, self._rows)
+            self._calibration = calibrate(sae, self._rows, shared=self.shared)
         return sae.cpu()
 
     def metrics(self) -> dict[str, Any]:

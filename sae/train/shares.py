@@ -1,7 +1,9 @@
 """One device's share of an SAE that several train together: some of its latents, and all of b_dec."""
 
+from typing import cast
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sae.architectures import SAE, SAEConfig, build_sae
 from sae.train.collectives import Collectives
@@ -25,3 +27,20 @@ def build_share(config: SAEConfig, d_in: int, shared: Collectives) -> SAE:
     for name, buffer in list(sae.named_buffers()):
         setattr(sae, name, torch.zeros(buffer.shape))
     return sae
+
+
+def gather_whole(share: SAE, shared: Collectives) -> SAE | None:
+    """The whole SAE on the first device, None elsewhere. share: on the CPU."""
+    tensors = {
+        name: shared.gather_latents(parameter.detach()) if name in LATENT_PARAMETERS else parameter.detach()
+        for name, parameter in share.named_parameters()
+    }
+    if shared.rank > 0:
+        return None
+    with torch.device("meta"):
+        whole = build_sae(share.config, share.d_in)
+    for name, tensor in tensors.items():
+        setattr(whole, name, nn.Parameter(cast(Tensor, tensor), requires_grad=False))
+    for name, buffer in share.named_buffers():
+        setattr(whole, name, buffer)
+    return whole

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sae.architectures.batch_topk import BatchTopKSAE
+from sae.train.collectives import ALONE, Collectives
 from sae.train.rows import RowSource
 
 logger = logging.getLogger(__name__)
@@ -47,15 +48,20 @@ class Calibration(NamedTuple):
 
 
 @torch.no_grad()
-def calibrate(sae: BatchTopKSAE, rows: RowSource, n_rows: int = CALIBRATION_ROWS) -> Calibration:
+def calibrate(
+    sae: BatchTopKSAE, rows: RowSource, n_rows: int = CALIBRATION_ROWS, shared: Collectives = ALONE
+) -> Calibration:
     """Set the threshold of a trained SAE so that rows have k positive latents on average, and say what was done.
+
+    Devices that share an SAE each look at their own latents, on their own share of the rows.
 
     Args:
         rows: in the units that the SAE takes; at most `n_rows` of those held out are looked at.
     """
     sample = rows.heldout(n_rows, "threshold")
-    largest = largest_values(_pre_acts(sae, sample.batches), sae.config.k * sample.n_rows + 1)
-    threshold, n_above = _cut(largest, sae.config.k * sample.n_rows)
+    own = (batch[shared.data_rank :: shared.n_data] for batch in sample.batches)
+    largest = largest_values(_pre_acts(sae, own), sae.config.k * sample.n_rows + 1)
+    threshold, n_above = _cut(largest, sae.config.k * sample.n_rows, shared)
     sae.threshold.fill_(threshold)
     l0 = n_above / sample.n_rows
     if l0 < sae.config.k:
@@ -85,22 +91,22 @@ def largest_values(blocks: Iterable[Tensor], n: int) -> Tensor:
     return values.topk(min(n, len(values))).values
 
 
-def _pre_acts(sae: BatchTopKSAE, batches: Iterator[Tensor]) -> Iterator[Tensor]:
+def _pre_acts(sae: BatchTopKSAE, batches: Iterable[Tensor]) -> Iterator[Tensor]:
     block_rows = max(1, BLOCK_ELEMENTS // sae.d_sae)
     for batch in batches:
         for x in batch.to(sae.W_enc).split(block_rows):
             yield sae.pre_acts(x)
 
 
-def _cut(largest: Tensor, n: int) -> tuple[float, int]:
-    """A threshold that the first n of these values exceed and the others do not, and how many do.
+def _cut(largest: Tensor, n: int, shared: Collectives = ALONE) -> tuple[float, int]:
+    """A threshold that the n largest of these values exceed and the others do not, and how many do.
 
     Half way to the next value where there is a number between the two, so that products rounded otherwise (in batches
     of another size) fall on the same sides. Equal values are all left out when they are more than fit.
     """
-    if len(largest) <= n:
-        return 0.0, len(largest)
-    last, following = largest[n - 1], largest[n]
+    last, following = shared.nth_largest_of_batch(largest, n), shared.nth_largest_of_batch(largest, n + 1)
+    if last is None or following is None:
+        return 0.0, int(shared.sum_all(torch.tensor(len(largest))))
     between = (last + following) / 2
     threshold = between if bool(between < last) else following
-    return float(threshold), int((largest > threshold).sum())
+    return float(threshold), int(shared.sum_all((largest > threshold).sum()))

@@ -3,6 +3,13 @@
 <ref>/checkpoints/<attempt>/step-00000100.safetensors   the tensors, written first
 <ref>/checkpoints/<attempt>/step-00000100.json          the pointer, written after it: position and hashes
 
+Several processes that make an artefact together (`Group`) each write a share of the tensors' rows beside it,
+
+<ref>/checkpoints/<attempt>/step-00000100.part-00003.safetensors
+
+the first writes what is not shared and, once all are there, the pointer with the hashes of all. Share p of P of n rows
+are the rows [n p // P, n (p + 1) // P), so another number of processes reads the parts in which its own rows lie.
+
 Every training call is an attempt with a random id and writes only under it, so neither a predecessor that is still
 dying nor a second run of the same work can harm it. All of them read the newest checkpoint that is whole, whoever
 wrote it. A data file that no pointer names never happened.
@@ -17,7 +24,8 @@ import logging
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -30,6 +38,7 @@ from torch import Tensor
 from sae.config import FrozenConfig, digest
 from sae.errors import StoreError
 from sae.store import layout
+from sae.store.artefacts.group import ALONE, Group
 from sae.store.storage.filesystem import Storage
 
 logger = logging.getLogger(__name__)
@@ -39,8 +48,9 @@ KEEP = 2
 _MOST_TRIES = 100
 """To write into a folder that others delete. Each of them does so once."""
 _ATTEMPT = re.compile(r"[0-9a-f]+")
-_FILE = re.compile(r"step-(\d{8})\.(?:json|safetensors)")
+_FILE = re.compile(r"step-(\d{8})\.(?:json|(?:part-\d{5}\.)?safetensors)")
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+_NONE: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class Position(FrozenConfig):
@@ -61,14 +71,20 @@ class Pointer(FrozenConfig):
     position: dict[str, Any]
     xxh3: str
     """xxh3-64 of the data file, in hex."""
+    parts: tuple[str, ...] = ()
+    """The same of every part, where several processes have written one each."""
     digest: str
-    """Of position and xxh3: a flipped bit in a counter would go unnoticed otherwise."""
+    """Of the other fields: a flipped bit in a counter would go unnoticed otherwise."""
 
     @classmethod
-    def of(cls, position: Position, data: bytes) -> "Pointer":
-        """The pointer to a data file."""
+    def of(cls, position: Position, data: bytes, parts: Sequence[str] = ()) -> "Pointer":
+        """The pointer to a data file and its parts."""
         fields, xxh3 = position.model_dump(mode="json"), xxhash.xxh3_64_hexdigest(data)
-        return cls(position=fields, xxh3=xxh3, digest=digest([fields, xxh3]))
+        return cls(position=fields, xxh3=xxh3, parts=tuple(parts), digest=_digest_of(fields, xxh3, parts))
+
+
+def _digest_of(position: dict[str, Any], xxh3: str, parts: Sequence[str]) -> str:
+    return digest([position, xxh3, list(parts)] if parts else [position, xxh3])
 
 
 class _Saved(NamedTuple):
@@ -89,59 +105,88 @@ class Checkpoints(Generic[P]):
     Args:
         ref: the artefact, `stage/fingerprint`.
         position: the type of position that is read back.
-        attempt: from `new_attempt`.
+        attempt: from `new_attempt`, the same in all processes of the group.
+        group: the processes that make the artefact together; all of them save and load at the same time.
     """
 
-    def __init__(self, storage: Storage, ref: str, position: type[P], attempt: str) -> None:
-        self.storage, self.ref, self.attempt = storage, ref, attempt
+    def __init__(self, storage: Storage, ref: str, position: type[P], attempt: str, group: Group = ALONE) -> None:
+        self.storage, self.ref, self.attempt, self._group = storage, ref, attempt, group
         self._position = position
         self._found: set[_Saved] = set()
         """What others had written when this attempt began."""
         self._resumed: _Saved | None = None
         self._own: list[_Saved] = []
 
-    def load(self, restore: Restore[P]) -> P | None:
+    def load(self, restore: Restore[P], parts: Callable[[int], Sequence[int]] = range) -> P | None:
         """Go on from the newest checkpoint of any attempt that is whole and that `restore` takes.
 
-        The others are passed over with a warning. Returns: its position, None when there is none.
+        The others are passed over with a warning. All processes of a group take the same one.
+
+        Args:
+            parts: which of so many parts this process needs. Their tensors are put end to end.
+
+        Returns: its position, None when there is none.
         """
         refused: set[_Saved] = set()
         vanished: set[_Saved] = set()
         while True:
             self._found, pointers = self._list()
-            for saved in sorted(pointers - refused, reverse=True):
+            for saved in self._as_first_sees(pointers - refused):
+                failed: StoreError | None = None
                 try:
-                    position = self._read(saved, restore)
+                    position, tensors = self._read(saved, parts)
                 except StoreError as err:
-                    if saved not in vanished and not self.storage.exists(self._pointer(saved)):
-                        # Its owner is alive and deleted it after writing newer ones: look for those.
-                        vanished.add(saved)
-                        break
-                    refused.add(saved)
-                    uri = self.storage.uri(self._pointer(saved))
-                    logger.warning("checkpoint %s is passed over: %s", uri, " ".join(str(err).split()))
-                else:
-                    self._resumed = saved
-                    logger.info("%s: going on from the checkpoint of step %d", self.ref, saved.step)
-                    return position
+                    failed = err
+                if not self._group.agree(failed is not None):
+                    try:
+                        restore(tensors, position)
+                    except StoreError as err:
+                        failed = err
+                    if not self._group.agree(failed is not None):
+                        self._resumed = saved
+                        logger.info("%s: going on from the checkpoint of step %d", self.ref, saved.step)
+                        return position
+                gone = saved not in vanished and not self.storage.exists(self._pointer(saved))
+                if self._group.agree(gone):
+                    # Its owner is alive and deleted it after writing newer ones: look for those.
+                    vanished.add(saved)
+                    break
+                refused.add(saved)
+                uri, reason = self.storage.uri(self._pointer(saved)), failed or "another process could not read it"
+                logger.warning("checkpoint %s is passed over: %s", uri, " ".join(str(reason).split()))
             else:
                 return None
 
-    def save(self, tensors: Mapping[str, Tensor], position: P) -> None:
+    def save(self, tensors: Mapping[str, Tensor], position: P, shared: Mapping[str, Tensor] = _NONE) -> None:
         """Write a checkpoint, then delete those that it makes superfluous.
 
         Of its own and the one it resumed from, the newest two stay. Others that lay there when this attempt began go
         once it has come as far; what was written since belongs to an attempt that is alive.
+
+        Args:
+            tensors: what one process writes for all.
+            shared: this process's share of the rows of others.
         """
         saved = _Saved(position.step, self.attempt)
         if saved in self._own or (self._resumed is not None and self._resumed.step == saved.step):
             return
-        data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-        pointer = Pointer.of(position, data).model_dump_json(indent=1) + "\n"
-        self._write(self._data(saved), data)
-        self._write(self._pointer(saved), pointer.encode())
+        hashes: list[str] = []
+        if self._group.world == 1:
+            tensors = {**tensors, **shared}
+        else:
+            data = _as_bytes(shared)
+            self._write(layout.checkpoint_part(self.ref, saved.attempt, saved.step, self._group.share), data)
+            # The upper half of the hash and the lower: numbers that are told are below 2^63.
+            halves = divmod(xxhash.xxh3_64_intdigest(data), 1 << 32)
+            hashes = [f"{high << 32 | low:016x}" for high, low in zip(*map(self._group.collect, halves), strict=True)]
+        self._group.once(lambda: self._write_pointer(saved, _as_bytes(tensors), position, hashes))
         self._own.append(saved)
         self._prune()
+
+    def _write_pointer(self, saved: "_Saved", data: bytes, position: P, hashes: Sequence[str]) -> None:
+        pointer = Pointer.of(position, data, hashes).model_dump_json(indent=1, exclude_defaults=True) + "\n"
+        self._write(self._data(saved), data)
+        self._write(self._pointer(saved), pointer.encode())
 
     @property
     def newest(self) -> str | None:
@@ -153,27 +198,39 @@ class Checkpoints(Generic[P]):
         """Write a small file for people who watch into the attempt's folder."""
         self._write(f"{layout.checkpoint_folder(self.ref, self.attempt)}/{name}", data)
 
-    def _read(self, saved: _Saved, restore: Restore[P]) -> P:
-        """Raises: StoreError when it is not whole or does not fit."""
+    def _as_first_sees(self, pointers: set[_Saved]) -> list[_Saved]:
+        """Newest first: what the first process has found, for all."""
+        text = self._group.tell(json.dumps(sorted(pointers, reverse=True)))
+        return [_Saved(step, attempt) for step, attempt in json.loads(text)]
+
+    def _read(self, saved: _Saved, parts: Callable[[int], Sequence[int]]) -> tuple[P, dict[str, Tensor]]:
+        """Raises: StoreError when it is not whole."""
         text = self.storage.read_bytes(self._pointer(saved))
         try:
             pointer = Pointer.model_validate_json(text)
-            if digest([pointer.position, pointer.xxh3]) != pointer.digest:
+            if _digest_of(pointer.position, pointer.xxh3, pointer.parts) != pointer.digest:
                 raise StoreError("the pointer's content differs from its own digest")
             position = self._position.model_validate_json(json.dumps(pointer.position))
         except ValidationError as err:
             raise StoreError(f"not a readable pointer ({err.errors()[0]['msg']})") from err
         if position.step != saved.step:
             raise StoreError(f"its pointer is that of step {position.step}")
-        data = self.storage.read_bytes(self._data(saved))
-        if xxhash.xxh3_64_hexdigest(data) != pointer.xxh3:
-            raise StoreError(f"its data file ({len(data)} bytes) differs from the pointer's hash {pointer.xxh3}")
+        tensors = self._read_tensors(self._data(saved), pointer.xxh3)
+        found = [
+            self._read_tensors(layout.checkpoint_part(self.ref, saved.attempt, saved.step, part), pointer.parts[part])
+            for part in parts(len(pointer.parts))
+        ]
+        joined = {name: torch.cat([part[name] for part in found]) for name in (found[0] if found else ())}
+        return position, tensors | joined
+
+    def _read_tensors(self, path: str, xxh3: str) -> dict[str, Tensor]:
+        data = self.storage.read_bytes(path)
+        if xxhash.xxh3_64_hexdigest(data) != xxh3:
+            raise StoreError(f"its data file ({len(data)} bytes) differs from the pointer's hash {xxh3}")
         try:
-            tensors = load(data)
+            return load(data)
         except SafetensorError as err:
             raise StoreError(f"its data file is not safetensors ({err})") from err
-        restore(tensors, position)
-        return position
 
     def _list(self) -> tuple[set[_Saved], set[_Saved]]:
         """What other attempts have written: everything, whole or not, and what has a pointer."""
@@ -196,14 +253,22 @@ class Checkpoints(Generic[P]):
         for saved in sorted(candidates | self._found):
             if saved in kept or saved.step > newest.step:
                 continue
-            # Pointer first: a data file without a pointer is harmless, a pointer without its data file is a warning.
-            self.storage.remove(self._pointer(saved))
-            self.storage.remove(self._data(saved))
+            if self._group.rank == 0:
+                self._remove(saved)
             self._found.discard(saved)
             if saved in self._own:
                 self._own.remove(saved)
             elif saved == self._resumed:
                 self._resumed = None
+
+    def _remove(self, saved: _Saved) -> None:
+        # Pointer first: a data file without a pointer is harmless, a pointer without its data file is a warning.
+        self.storage.remove(self._pointer(saved))
+        self.storage.remove(self._data(saved))
+        folder = layout.checkpoint_folder(self.ref, saved.attempt)
+        for name in self.storage.list(folder):
+            if name.startswith(f"step-{saved.step:08d}.part-"):
+                self.storage.remove(f"{folder}/{name}")
 
     def _write(self, path: str, data: bytes) -> None:
         for tries in itertools.count(1):
@@ -221,6 +286,10 @@ class Checkpoints(Generic[P]):
 
     def _pointer(self, saved: _Saved) -> str:
         return layout.checkpoint_pointer(self.ref, saved.attempt, saved.step)
+
+
+def _as_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    return bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
 
 
 def remove_checkpoints(storage: Storage, ref: str) -> None:

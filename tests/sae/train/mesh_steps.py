@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -178,7 +179,7 @@ def one_step_in_bfloat16(case: str, shared: Collectives = ALONE) -> dict[str, Te
     return {"l0": losses.l0, "loss": losses.total}
 
 
-def all_cases() -> dict[str, Tensor]:
+def all_cases(folder: Path) -> dict[str, Tensor]:
     """On every mesh of the world: all cases, and on those of two ranks all mistakes."""
     found = largest_with_ties()
     cases = list(CONFIGS)

@@ -1,6 +1,6 @@
 """Processes that form a mesh: each calls the same function and hands back named tensors.
 
-    for tensors in run_ranks(2, mesh_steps.equal_weights, tmp_path): ...
+    for tensors in run_ranks(2, mesh_steps.all_cases, tmp_path): ...
 
 Starting a process costs seconds (it loads torch), so a function goes through all of a module's cases.
 """
@@ -24,8 +24,8 @@ SECONDS = 240
 """Until processes that hang are ended."""
 
 
-def run_ranks(world: int, function: Callable[[], dict[str, Tensor]], folder: Path) -> list[dict[str, Tensor]]:
-    """What the function returns in each rank of a world. It makes `Mesh`es of the world as it likes."""
+def run_ranks(world: int, function: Callable[[Path], dict[str, Tensor]], folder: Path) -> list[dict[str, Tensor]]:
+    """What the function returns for the folder in each rank of a world. It makes `Mesh`es of the world as it likes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -54,7 +54,7 @@ if __name__ == "__main__":
     module, _, attribute = sys.argv[1].partition(":")
     torch.set_num_threads(1)
     with connect(MeshConfig(latents=int(os.environ["WORLD_SIZE"])), timeout_seconds=60):
-        tensors = getattr(importlib.import_module(module), attribute)()
+        tensors = getattr(importlib.import_module(module), attribute)(Path(sys.argv[2]).parent)
     save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, sys.argv[2])
     sys.stderr.flush()
     os._exit(0)  # taking torch apart takes a second

@@ -18,7 +18,7 @@ def _losses(fvu: float, total: float | None = None) -> Losses:
 def _fill(fvus: list[float]) -> TrainingCurve:
     curve = TrainingCurve(len(fvus), "batch {}".format)
     for step, fvu in enumerate(fvus, 1):
-        curve.add(step, 10 * step, _losses(fvu), torch.zeros(4).bool(), 0.1)
+        curve.add(step, 10 * step, _losses(fvu), lambda: 0.0, 0.1)
     return curve
 
 
@@ -35,9 +35,9 @@ def test_a_bad_start_is_no_explosion_and_may_come_down() -> None:
 def test_the_first_step_whose_loss_is_not_finite_is_named(bad: float) -> None:
     curve = TrainingCurve(600, "batch {}".format)  # a point every fourth step
     for step in (1, 2, 3):
-        curve.add(step, step, _losses(0.5, bad if step > 1 else 0.5), torch.zeros(4).bool(), 0.1)
+        curve.add(step, step, _losses(0.5, bad if step > 1 else 0.5), lambda: 0.0, 0.1)
     with pytest.raises(TrainingError, match=r"stopped being finite at step 2 of 600 \(batch 2\)"):
-        curve.add(4, 4, _losses(0.5), torch.zeros(4).bool(), 0.1)
+        curve.add(4, 4, _losses(0.5), lambda: 0.0, 0.1)
 
 
 def test_batches_are_counted_as_the_loader_does() -> None:

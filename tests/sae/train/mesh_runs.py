@@ -1,0 +1,122 @@
+"""Sweeps that are trained on meshes, broken off and gone on with. Called in every rank, and for one alone."""
+
+import contextlib
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from sae.architectures import BatchTopKConfig, StandardConfig
+from sae.architectures.config import Resampling
+from sae.errors import StopRequested
+from sae.store.artefacts.records import local_files
+from sae.store.snapshots.snapshot import Snapshot, read_snapshot
+from sae.store.storage.filesystem import Storage
+from sae.train.collectives import ALONE, Collectives
+from sae.train.config import MeshConfig, SAESpec
+from sae.train.loop import train_saes
+from sae.train.mesh import Mesh
+from sae.train.rows import SnapshotRows
+from sae.train.run import TrainingRun
+from sae.weights import load_sae
+from tests.conftest import write_snapshot
+from tests.sae.train.sweeps import parts_of_rows, spec_of, stop_at
+
+Shape = tuple[int, int]
+A, B, C, ONE = (2, 2), (1, 4), (4, 1), None
+SHAPES: dict[int, list[Shape]] = {2: [(1, 2), (2, 1)], 4: [A, B, C]}
+HOPS: dict[int, list[tuple[Shape | None, Shape | None]]] = {
+    2: [((1, 2), (1, 2)), ((1, 2), (2, 1)), (ONE, (2, 1)), ((2, 1), ONE)],
+    4: [(A, A), (B, B), (C, C), (A, B), (B, C), (C, A), (A, ONE), (ONE, B), (C, ONE)],
+}
+"""On which mesh a run is broken off, and on which it goes on. ONE: in one process."""
+STOP_AT = 9
+
+
+def specs_of(snapshot: Snapshot) -> list[SAESpec]:
+    resampled = StandardConfig(
+        d_sae=32, l1_coefficient=3, resampling=Resampling(every_steps=4, silent_tokens=60, n_inputs=100)
+    )
+    free = StandardConfig(d_sae=16, l1_coefficient=2, decoder="free", l1_warmup_fraction=0.5)
+    return [
+        spec_of(snapshot, max_grad_norm=0.1, ema_decay=0.9),
+        spec_of(snapshot, sae=BatchTopKConfig(d_sae=16, k=2, k_aux=4), init="density"),
+        spec_of(snapshot, sae=resampled, init="kaiming", ema_decay=0.9),
+        spec_of(snapshot, sae=free, init="default", input_scale="sqrt_d"),
+    ]
+
+
+def new_root(path: Path) -> Storage:
+    storage = Storage(str(path))
+    write_snapshot(storage, parts_of_rows(), row_group_rows=20)
+    return storage
+
+
+def snapshot_of(root: Path) -> Snapshot:
+    """Roots are copies of one: the address is the same in all."""
+    storage = Storage(str(root))
+    (fingerprint,) = storage.list("activations")
+    return read_snapshot(storage, f"activations/{fingerprint}")
+
+
+@contextlib.contextmanager
+def in_float64() -> Iterator[None]:
+    """Runs compute in float64, where another order of summation is seen by less than 1e-12."""
+    advance, read = TrainingRun.advance, SnapshotRows._read
+    torch.set_default_dtype(torch.float64)
+    try:
+        with (
+            mock.patch.object(TrainingRun, "advance", lambda run, x: advance(run, x.double())),
+            mock.patch.object(SnapshotRows, "_read", lambda *args: (batch.double() for batch in read(*args))),
+        ):
+            yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def train(root: Path, shared: Collectives = ALONE, stop: bool = False) -> dict[str, Tensor]:
+    """The SAEs' weights and final figures; `stop`: where the last rank is asked to stop, and nothing more."""
+    storage = Storage(str(root))
+    specs = specs_of(snapshot_of(root))
+    done: list[int] = []
+    progress = lambda step, *_: done.append(step)
+    if stop and shared.rank == shared.world - 1:
+        progress = stop_at(STOP_AT)
+    with in_float64():
+        try:
+            records = train_saes(storage, specs, checkpoint_every_steps=4, progress=progress, shared=shared)
+        except StopRequested as err:
+            if not stop or f"at step {STOP_AT} of 20" not in str(err):
+                raise
+            return {}
+    assert not stop
+    found = {"first step": torch.tensor(done[0])}
+    for i, record in enumerate(records):
+        with local_files(storage, record) as folder:
+            sae = load_sae(folder)
+        found |= {f"{i} {name}": parameter for name, parameter in sae.named_parameters()}
+        metrics = [float(record.metrics[name]) for name in ("loss", "fvu", "l0", "dead", "n_tokens")]
+        found[f"{i} metrics"] = torch.tensor(metrics, dtype=torch.float64)
+        if hasattr(sae, "threshold"):
+            found[f"{i} threshold"] = sae.threshold
+    return found
+
+
+def all_runs(folder: Path) -> dict[str, Tensor]:
+    """In the roots that lie in the folder: whole on every mesh, and what there is to do of every hop."""
+    world = torch.distributed.get_world_size()
+    meshes = {
+        shape: Mesh(MeshConfig(data=shape[0], latents=shape[1]), timedelta(seconds=60)) for shape in SHAPES[world]
+    }
+    found = {}
+    for shape, mesh in meshes.items():
+        found |= {f"{shape}: {name}": tensor for name, tensor in train(folder / f"{shape}", mesh).items()}
+    for of, to in HOPS[world]:
+        if of:
+            train(folder / f"{of} to {to}", meshes[of], stop=True)
+        if to:
+            found |= {f"{of} to {to}: {n}": t for n, t in train(folder / f"{of} to {to}", meshes[to]).items()}
+    return found
