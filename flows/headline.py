@@ -52,7 +52,7 @@ def headline_lines(rows: list[dict[str, Any]]) -> list[str]:
     """The rows for a terminal: of one SAE and its control all figures, a line each; of a sweep a table of the first."""
     if len(rows) <= MAX_LINES:
         return ["  ".join(f"{key} {_cell(value)}" for key, value in row.items()) for row in rows]
-    keys = [key for key in _keys(rows) if key in TERMINAL_KEYS]
+    keys = [key for key in TERMINAL_KEYS if key in _keys(rows)]
     table = [keys, *([_cell(row.get(key)) for key in keys] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return [

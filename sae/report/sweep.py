@@ -21,7 +21,14 @@ _SYMBOL = 7
 """Characters as wide as the symbol and the gap beside a name of the legend."""
 CHOSEN = "chosen"
 _SILENT = {"encoding": {"tooltip": {"value": None}}}
-_TICKS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.2, 1.5, 1.7, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9))
+_TICKS = (
+    (1,),
+    (1, 3),
+    (1, 2, 5),
+    (1, 1.5, 2, 3, 5, 7),
+    (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8),
+    (1, 1.2, 1.5, 1.7, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9),
+)
 """Leading figures of the ticks of L0, the fewest first."""
 
 

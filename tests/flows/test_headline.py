@@ -21,12 +21,13 @@ def test_one_sae_and_its_control_are_shown_with_every_figure() -> None:
 
 
 def test_a_sweep_is_a_table_whose_columns_are_aligned() -> None:
-    assert headline_lines(_rows(3)) == [
-        "sae                           fvu  l0  dead",
-        "topk-64-k1                      1   1  0.25",
-        "topk-64-k2                    0.5   2  0.25",
-        "topk-64-k3                  0.333   3  0.25",
-        "control: untrained subject    0.5   3   n/a",
+    rows = [{"sae": row["sae"], "fvu_neurons": 0.4} | row for row in _rows(3)]  # the order of a record is no matter
+    assert headline_lines(rows) == [
+        "sae                           fvu  l0  dead  fvu_neurons",
+        "topk-64-k1                      1   1  0.25          0.4",
+        "topk-64-k2                    0.5   2  0.25          0.4",
+        "topk-64-k3                  0.333   3  0.25          0.4",
+        "control: untrained subject    0.5   3   n/a          0.4",
     ]
 
 
