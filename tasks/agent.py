@@ -179,7 +179,7 @@ def _look_after(agent: LocalElasticAgent, lifeline: int, replies: FrameWriter) -
             if descriptor == lifeline:
                 if not os.read(lifeline, 1024):
                     os.kill(os.getpid(), signal.SIGKILL)  # the ranks die with it
-                for worker in workers:
+                for worker in agent.get_worker_group().workers:
                     if not worker.id:
                         os._exit(0)
                     with contextlib.suppress(ProcessLookupError):

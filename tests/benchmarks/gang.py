@@ -83,7 +83,8 @@ def _attempts(folder: Path, whom: str, what: str, moment: str, rng: random.Rando
         if done >= step:
             strike()
 
-    step = {"in a step": rng.randrange(1, gang_work.N_STEPS), "at the last step": gang_work.N_STEPS}.get(moment, 1_000)
+    last = gang_work.N_STEPS - 1
+    step = {"in a step": rng.randrange(1, last), "at the last step": last}.get(moment, gang_work.N_STEPS + 1)
     wait = rng.uniform(0, 1.5)
 
     def strike_early() -> None:
@@ -112,7 +113,8 @@ def _attempts(folder: Path, whom: str, what: str, moment: str, rng: random.Rando
 
 
 def _call(folder: Path, progress: Progress) -> None:
-    run_gang(gang_work.add_up, str(folder / "root"), {"folder": str(folder)}, GANG, progress=progress)
+    arguments = {"folder": str(folder), "step_seconds": 0.1}
+    run_gang(gang_work.add_up, str(folder / "root"), arguments, GANG, progress=progress)
 
 
 def _processes(kind: str) -> list[int]:
