@@ -24,6 +24,7 @@ from sae.plan import ExecutionConfig
 from sae.store.artefacts.checkpoints import remove_checkpoints
 from sae.store.storage.filesystem import Storage
 from tasks.caching import Job, has_all_parts, is_stored
+from tasks.gang import GangConfig
 from tasks.process import accept_work, stop_workers
 from tasks.progress import show_progress
 from tasks.results import result_storage
@@ -172,6 +173,20 @@ class Run:
         if self.wants(stage):
             for spec in specs:  # a run that was killed just after its commit has left them
                 remove_checkpoints(self.storage, spec.ref)
+
+    def gang(self) -> GangConfig | None:
+        """The processes that share an SAE. None: they are one."""
+        execution = self.execution
+        if execution.mesh.world == 1:
+            return None
+        per_machine = execution.mesh.world // max(1, len(execution.nodes))
+        return GangConfig(
+            mesh=execution.mesh,
+            nodes=execution.nodes,
+            threads=execution.threads or max(1, (os.cpu_count() or 1) // per_machine),
+            collective_timeout_seconds=execution.collective_timeout_seconds,
+            heartbeat_timeout_seconds=execution.heartbeat_timeout_seconds,
+        )
 
     def fan_out(
         self,

@@ -40,7 +40,7 @@ def train(
 
 def _train(run: Run, plan: Plan, prefix: str) -> None:
     for specs in sharing_a_read(plan):
-        run.train("sae", tasks.train_sae, specs, logs=list(run.execution.training_logs))
+        run.train("sae", tasks.train_sae, specs, logs=list(run.execution.training_logs), gang=run.gang())
     run.tell("sae", prefix + _line(run, plan))
 
 

@@ -14,8 +14,9 @@ from sae.explain.config import LabelsConfig
 from sae.extract.config import AnyActivations, CorpusConfig, GivenActivations
 from sae.report.config import ReportConfig
 from sae.statistics.config import StatisticsConfig
+from sae.store.reading.shuffle import ShuffleConfig
 from sae.subject.config import SubjectConfig
-from sae.train.config import TrainConfig, TrainingLog
+from sae.train.config import MeshConfig, TrainConfig, TrainingLog
 from sae.train.grid import TrainGrid, expand_grids
 
 MAX_TEXT = 4096
@@ -53,6 +54,30 @@ class ExecutionConfig(FrozenConfig):
     """Optimizer steps between checkpoints of a training run."""
     training_logs: tuple[TrainingLog, ...] = ()
     """Where the curves of SAEs are written, beside the store, while they are trained."""
+    mesh: MeshConfig = MeshConfig()
+    """Processes that share every SAE while it is trained."""
+    nodes: tuple[NodeConfig, ...] = ()
+    """Machines of the mesh, with equally many of its processes each, neighbours along the latents. Empty: this one."""
+    collective_timeout_seconds: float = Field(300.0, gt=0)
+    """A process of the mesh that waits longer for the others gives up, and all are started again."""
+    heartbeat_timeout_seconds: float = Field(600.0, gt=0)
+    """So are they when one shows no progress for longer."""
+
+    @model_validator(mode="after")
+    def _mesh_fits(self) -> "ExecutionConfig":
+        if self.nodes and self.mesh.world == 1:
+            raise ValueError("nodes: a mesh of 1 x 1 is one process on this machine. Leave nodes out, or enlarge mesh")
+        if self.nodes and self.mesh.world % len(self.nodes):
+            raise ValueError(
+                f"nodes: {len(self.nodes)} machines cannot have equally many of the {self.mesh.world} processes of "
+                f"mesh = {self.mesh.data} x {self.mesh.latents}"
+            )
+        if self.heartbeat_timeout_seconds <= self.collective_timeout_seconds:
+            raise ValueError(
+                f"heartbeat_timeout_seconds: {self.heartbeat_timeout_seconds:g} must be more than "
+                f"collective_timeout_seconds = {self.collective_timeout_seconds:g}: who waits is silent"
+            )
+        return self
 
 
 _Entries = Annotated[tuple[TrainGrid, ...], Field(min_length=1)]
@@ -95,6 +120,7 @@ class PipelineConfig(FrozenConfig):
             if name in self.hook_points[:index]:
                 raise ValueError(f"activations.hook_points.{index}: {name!r} is there twice")
         self._check_saes()
+        self._check_mesh()
         self._check_concepts()
         self._check_labels()
         return self
@@ -121,6 +147,25 @@ class PipelineConfig(FrozenConfig):
             if config in seen:
                 raise ValueError(f"{where}: the same as saes.{seen.index(config)}. Remove one, or give it another seed")
             seen.append(config)
+
+    def _check_mesh(self) -> None:
+        mesh = self.execution.mesh
+        for index, config in enumerate(self.saes):
+            where, n_streams = f"saes.{index}", ShuffleConfig().streams(config.batch_rows)
+            if config.sae.d_sae % mesh.latents:
+                raise ValueError(
+                    f"{where}.sae.d_sae: {config.sae.d_sae} is no multiple of execution.mesh.latents = {mesh.latents}"
+                )
+            if config.batch_rows % mesh.world:
+                raise ValueError(
+                    f"{where}.batch_rows: {config.batch_rows} is no multiple of execution.mesh's data * latents = "
+                    f"{mesh.world}"
+                )
+            if n_streams % mesh.data:
+                raise ValueError(
+                    f"execution.mesh.data: {mesh.data} processes cannot share the {n_streams} streams that batches of "
+                    f"{where}.batch_rows = {config.batch_rows} are read in. Choose a divisor of {n_streams}"
+                )
 
     def _check_concepts(self) -> None:
         if not isinstance(self.activations, GivenActivations):

@@ -56,6 +56,8 @@ def test_toml_and_json_files_mean_the_same(tmp_path: Path) -> None:
 INLINE = {"kind": "given", "sets": {"a": {"kind": "inline", "values": [[0, 1], [1, 0]]}}}
 TOPK = {"sae": {"architecture": "topk", "d_sae": 4, "k": 1}}
 
+NODES = [{"address": f"10.0.0.{number}"} for number in range(1, 4)]
+
 BAD_SETTINGS = {
     "unknown recipe": (["defualt"], r"'defualt' is neither a recipe .* Did you mean 'default'\?"),
     "missing file": (["nothing.toml"], r"nothing\.toml: no such file"),
@@ -99,6 +101,30 @@ BAD_SETTINGS = {
     "batch larger than the data": (
         ["default", "--set", "saes.0.batch_rows=2000000"],
         r"saes\.0\.batch_rows: 2000000 is more than activations\.n_tokens = 1000000",
+    ),
+    "latents that a mesh cannot share": (
+        ["default", "--set", "execution.mesh.latents=3"],
+        r"saes\.0\.sae\.d_sae: 2048 is no multiple of execution\.mesh\.latents = 3$",
+    ),
+    "rows that a mesh cannot share": (
+        ["default", "--set", "execution.mesh.data=3"],
+        r"saes\.0\.batch_rows: 2048 is no multiple of execution\.mesh's data \* latents = 3$",
+    ),
+    "streams that a mesh cannot share": (
+        ["default", "--set", "execution.mesh.data=16"],
+        r"execution\.mesh\.data: 16 processes cannot share the 8 streams .* Choose a divisor of 8$",
+    ),
+    "machines that a mesh cannot be put on": (
+        ["default", "--set", "execution.mesh.data=4", "--set", f"execution.nodes={json.dumps(NODES)}"],
+        r"nodes: 3 machines cannot have equally many of the 4 processes of mesh = 4 x 1$",
+    ),
+    "machines for one process": (
+        ["default", "--set", f"execution.nodes={json.dumps(NODES)}"],
+        r"nodes: a mesh of 1 x 1 is one process on this machine\.",
+    ),
+    "a deadline before its cause": (
+        ["default", "--set", "execution.heartbeat_timeout_seconds=100"],
+        r"heartbeat_timeout_seconds: 100 must be more than collective_timeout_seconds = 300",
     ),
     "model without corpus": (["default", "--set", "corpus=null"], r"need `subject` and `corpus`"),
 }

@@ -70,6 +70,10 @@ class ShuffleConfig(FrozenConfig):
     block_parts: int | None = Field(None, gt=0)
     """At most so many parts have their row groups mixed with each other. None: as many as 64 GiB hold."""
 
+    def streams(self, batch_rows: int) -> int:
+        """As of `ShuffleSizes`: what ranks that read the same batches divide among them."""
+        return math.gcd(self.n_streams, batch_rows)
+
     def sizes(self, groups: RowGroups, row_bytes: int) -> ShuffleSizes:
         """The numbers for a store whose vectors have `row_bytes` bytes."""
         largest_group = int(groups.rows.max()) * row_bytes
