@@ -88,3 +88,11 @@ def test_rooms_of_the_store_stand_on_those_below() -> None:
         allowed = {room, *(name for level in STORE_ROOMS[:height] for name in level)}
         used = {name.split(".")[2] for name in imported_modules(path) if name.startswith("sae.store.")}
         assert not used & rooms - allowed, path
+
+
+def test_processes_that_share_an_sae_are_known_to_the_mesh_alone() -> None:
+    """What trains imports no torch.distributed: who starts several processes hands it a mesh."""
+    for path in sorted((ROOT / "sae").rglob("*.py")):
+        if path != ROOT / "sae" / "train" / "mesh.py":
+            names = set(imported_modules(path))
+            assert not any(name.startswith(("torch.distributed", "sae.train.mesh")) for name in names), path

@@ -53,7 +53,7 @@ def topk_gradients(
     pairs, values = Pairs.of_rows(values, latents, shared.among_largest_of_row(values, k), sae.d_sae)
     if selection is not None:
         values = _pre_acts(sae, pairs, x_in)
-    return _gradients(sae, x, x_in, pairs, values, dead, variance, shared)
+    return _gradients(sae, x, x_in, shared.count_rows(len(x)), pairs, values, dead, variance, shared)
 
 
 @torch.no_grad()
@@ -69,14 +69,15 @@ def batch_topk_gradients(
     """`batch_topk_losses`, with the gradient of every parameter left in it. selection: as in `topk_gradients`."""
     sae = cast(BatchTopKSAE, sae)
     x_in = x - sae.b_dec
-    n = shared.count_rows(len(x)) * sae.config.k
+    n_rows = shared.count_rows(len(x))
+    n = n_rows * sae.config.k
     selected = select_batch_topk(x_in, sae.W_enc, sae.b_enc, n, selection)
     kept = shared.among_largest_of_batch(selected[0], n)
     values, rows, latents = selected if kept is None else (column[kept] for column in selected)
     pairs = Pairs(rows, latents, len(x), sae.d_sae)
     if selection is not None:
         values = _pre_acts(sae, pairs, x_in)
-    return _gradients(sae, x, x_in, pairs, values, dead, variance, shared)
+    return _gradients(sae, x, x_in, n_rows, pairs, values, dead, variance, shared)
 
 
 def _pre_acts(sae: SAE, pairs: Pairs, x_in: Tensor) -> Tensor:
@@ -88,14 +89,20 @@ def _gradients(
     sae: TopKSAE | BatchTopKSAE,
     x: Tensor,
     x_in: Tensor,
+    n_rows: int,
     pairs: Pairs,
     pre_acts: Tensor,
     dead: Tensor | None,
     variance: float,
     shared: Collectives,
 ) -> Losses:
-    """Loss and gradients of a batch whose pairs are chosen. x_in: x - b_dec; pre_acts: of the pairs."""
-    n_rows = shared.count_rows(len(x))
+    """Loss and gradients of a batch whose pairs are chosen.
+
+    Args:
+        x_in: x - b_dec.
+        n_rows: of all devices.
+        pre_acts: of the pairs.
+    """
     positive = pre_acts > 0
     values = pre_acts.relu()
     decoded, dots = pairs.decode(values, sae.W_dec)

@@ -4,14 +4,17 @@ import contextlib
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 from torch import Tensor
 
 from sae.architectures import BatchTopKConfig, StandardConfig
 from sae.architectures.config import Resampling
-from sae.errors import StopRequested
+from sae.errors import StopRequested, TransientError
+from sae.store.artefacts.checkpoints import Checkpoints, Position
 from sae.store.artefacts.records import local_files
 from sae.store.snapshots.snapshot import Snapshot, read_snapshot
 from sae.store.storage.filesystem import Storage
@@ -23,7 +26,7 @@ from sae.train.rows import SnapshotRows
 from sae.train.run import TrainingRun
 from sae.weights import load_sae
 from tests.conftest import write_snapshot
-from tests.sae.train.sweeps import parts_of_rows, spec_of, stop_at
+from tests.sae.train.sweeps import Interrupted, parts_of_rows, spec_of, stop_at
 
 Shape = tuple[int, int]
 A, B, C, ONE = (2, 2), (1, 4), (4, 1), None
@@ -77,7 +80,7 @@ def in_float64() -> Iterator[None]:
         torch.set_default_dtype(torch.float32)
 
 
-def train(root: Path, shared: Collectives = ALONE, stop: bool = False) -> dict[str, Tensor]:
+def train(root: Path, shared: Collectives = ALONE, stop: bool = False, every: int = 100) -> dict[str, Tensor]:
     """The SAEs' weights and final figures; `stop`: where the last rank is asked to stop, and nothing more."""
     storage = Storage(str(root))
     specs = specs_of(snapshot_of(root))
@@ -87,7 +90,7 @@ def train(root: Path, shared: Collectives = ALONE, stop: bool = False) -> dict[s
         progress = stop_at(STOP_AT)
     with in_float64():
         try:
-            records = train_saes(storage, specs, checkpoint_every_steps=4, progress=progress, shared=shared)
+            records = train_saes(storage, specs, checkpoint_every_steps=every, progress=progress, shared=shared)
         except StopRequested as err:
             if not stop or f"at step {STOP_AT} of 20" not in str(err):
                 raise
@@ -105,6 +108,35 @@ def train(root: Path, shared: Collectives = ALONE, stop: bool = False) -> dict[s
     return found
 
 
+def go_on_from_a_torn_save(root: Path, shared: Collectives) -> dict[str, Tensor]:
+    """The first rank fails when all parts of step 8 are there, and no pointer; the next run goes on from step 4."""
+    write = Checkpoints._write_pointer
+
+    def fail(checkpoints: Checkpoints, saved: Any, data: bytes, position: Position, hashes: list[str]) -> None:
+        if position.step == 8:
+            raise Interrupted
+        write(checkpoints, saved, data, position, hashes)
+
+    error = Interrupted if shared.rank == 0 else TransientError
+    with mock.patch.object(Checkpoints, "_write_pointer", fail), pytest.raises(error):
+        train(root, shared, every=4)
+    return train(root, shared)
+
+
+def go_on_from_a_damaged_part(root: Path, shared: Collectives) -> dict[str, Tensor]:
+    """A bit of the last rank's part is another: no rank goes on from that step, but all from the one before."""
+    train(root, shared, stop=True, every=4)
+
+    def damage() -> None:
+        for part in root.glob(f"saes/*/checkpoints/*/step-{STOP_AT:08d}.part-{shared.world - 1:05d}.safetensors"):
+            data = bytearray(part.read_bytes())
+            data[-1] ^= 1
+            part.write_bytes(data)
+
+    shared.once(damage)
+    return train(root, shared)
+
+
 def all_runs(folder: Path) -> dict[str, Tensor]:
     """In the roots that lie in the folder: whole on every mesh, and what there is to do of every hop."""
     world = torch.distributed.get_world_size()
@@ -113,7 +145,10 @@ def all_runs(folder: Path) -> dict[str, Tensor]:
     }
     found = {}
     for shape, mesh in meshes.items():
-        found |= {f"{shape}: {name}": tensor for name, tensor in train(folder / f"{shape}", mesh).items()}
+        found |= {f"{shape}: {name}": tensor for name, tensor in train(folder / f"{shape}", mesh, every=7).items()}
+    mesh = meshes[SHAPES[world][0]]
+    found |= {f"torn: {n}": t for n, t in go_on_from_a_torn_save(folder / "torn", mesh).items()}
+    found |= {f"damaged: {n}": t for n, t in go_on_from_a_damaged_part(folder / "damaged", mesh).items()}
     for of, to in HOPS[world]:
         if of:
             train(folder / f"{of} to {to}", meshes[of], stop=True)

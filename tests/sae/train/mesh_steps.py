@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -37,7 +38,7 @@ CONFIGS: dict[str, SAEConfig] = {
     "topk": TopKConfig(d_sae=D_SAE, k=3, k_aux=5),
     "topk, few of many dead, clipped": TopKConfig(d_sae=D_SAE, k=3, k_aux=2),
     "topk, all dead take part": TopKConfig(d_sae=D_SAE, k=3, k_aux=D_SAE),
-    "topk, one latent in a share": TopKConfig(d_sae=D_SAE, k=D_SAE // 2 + 1, k_aux=0),
+    "topk, more than a share has": TopKConfig(d_sae=D_SAE, k=D_SAE // 2 + 1, k_aux=0),
     "batch_topk": BatchTopKConfig(d_sae=D_SAE, k=3, k_aux=5),
     "batch_topk, few of many dead": BatchTopKConfig(d_sae=D_SAE, k=3, k_aux=2),
     "batch_topk, more than are positive": BatchTopKConfig(d_sae=D_SAE, k=D_SAE, k_aux=0),
@@ -77,8 +78,8 @@ MISTAKES: dict[str, tuple[str, tuple[int, int], Mutation]] = {
             "batch_topk",
             (2, 1),
             batch_topk_gradients,
-            ALL_ROWS,
-            HALF_OF_THEM,
+            "n = n_rows *",
+            "n = -(-n_rows // 2) *",
         ),
         ("gradients not summed", "topk", (2, 1), sum_over_rows, "shared.sum_rows(parameter.grad)", "parameter.grad"),
         ("fired not summed", "topk", (2, 1), sum_over_rows, "shared.any_rows(losses.fired)", "losses.fired"),
@@ -146,18 +147,17 @@ def share_of(config: SAEConfig, shared: Collectives) -> SAE:
 
 def trained(case: str, shared: Collectives = ALONE, n_steps: int = N_STEPS) -> dict[str, Tensor]:
     """Weights, moments and clock after so many steps; the losses of each; how many latents were dead before it."""
-    config = CONFIGS[case]
-    selection.TILE_ROWS = 32  # two tiles of unequal size
-    share = share_of(config, shared)
+    share = share_of(CONFIGS[case], shared)
     clock = DeadLatentClock(share.d_sae, DEAD_AFTER)
     state = TrainState(share, make_optimizer(share, (0.9, 0.99)), clock)
     losses, l0, n_dead = [], [], []
-    for x in batches(n_steps):
-        n_dead.append(shared.sum_latents(clock.dead.sum()))
-        x = x[shared.data_rank :: shared.n_data]
-        step = train_step(state, x, LR, VARIANCE, fast_gradients, MAX_GRAD_NORM.get(case), shared)
-        losses.append(torch.stack([step.total, step.fvu, step.aux]))
-        l0.append(step.l0)
+    with mock.patch.object(selection, "TILE_ROWS", 32):  # two tiles of unequal size
+        for x in batches(n_steps):
+            n_dead.append(shared.sum_latents(clock.dead.sum()))
+            x = x[shared.data_rank :: shared.n_data]
+            step = train_step(state, x, LR, VARIANCE, fast_gradients, MAX_GRAD_NORM.get(case), shared)
+            losses.append(torch.stack([step.total, step.fvu, step.aux]))
+            l0.append(step.l0)
     found = {name: parameter.detach() for name, parameter in share.named_parameters()}
     for name, parameter in share.named_parameters():
         found |= {
@@ -172,7 +172,7 @@ def trained(case: str, shared: Collectives = ALONE, n_steps: int = N_STEPS) -> d
 
 
 def one_step_in_bfloat16(case: str, shared: Collectives = ALONE) -> dict[str, Tensor]:
-    """Gradients of a batch, and how many latents are selected."""
+    """Loss of a batch, and how many latents are selected."""
     share, x = share_of(CONFIGS[case], shared), torch.cat(list(batches()))[: 25 * ROWS]
     x = x[shared.data_rank :: shared.n_data]
     losses = sum_over_rows(share, fast_gradients_selecting_in_bfloat16(share, x, None, VARIANCE, shared), shared)

@@ -325,7 +325,8 @@ def test_devices_that_share_an_sae_find_its_gradients(name: str) -> None:
         mine = (row // (ROWS // 2) == rank[0]) & (latent // (D_SAE // 2) == rank[1])
         pairs = Pairs(row[mine] - rows.start, latent[mine] - own.start, ROWS // 2, D_SAE // 2)
         with torch.no_grad():
-            return sae, backward._gradients(sae, x[rows], x_in[rows], pairs, value[mine], dead[own], VARIANCE, shared)
+            chosen = (pairs, value[mine], dead[own])
+            return sae, backward._gradients(sae, x[rows], x_in[rows], ROWS, *chosen, VARIANCE, shared)
 
     with ThreadPoolExecutor(4) as pool:
         ranks = [(0, 0), (0, 1), (1, 0), (1, 1)]

@@ -3,7 +3,10 @@ import torch
 import torch.nn.functional as F
 
 from sae.architectures import SAE, StandardConfig, TopKConfig, build_sae
+from sae.train import init as init_module
+from sae.train.collectives import Collectives
 from sae.train.init import densest_directions, farthest_points, generator, geometric_median, initialise
+from sae.train.shares import LATENT_PARAMETERS, build_share
 
 
 def _initialised(init: str, seed: int = 0, decoder: str = "unit", d_sae: int = 12, rows: int = 50) -> SAE:
@@ -112,3 +115,31 @@ def test_no_row_is_chosen_twice_and_random_directions_fill_up_small_data() -> No
 def test_the_encoder_sees_the_data_directions_of_the_decoder() -> None:
     sae = _initialised("farthest_point")
     torch.testing.assert_close(sae.W_enc, sae.W_dec)
+
+
+class _Share(Collectives):
+    """One of two devices."""
+
+    def __init__(self, number: int) -> None:
+        self.latent_rank, self.n_latent = number, 2
+
+    def latents(self, d_sae: int) -> slice:
+        return slice(self.latent_rank * d_sae // 2, (self.latent_rank + 1) * d_sae // 2)
+
+
+@pytest.mark.parametrize("init", ["tied", "farthest_point", "density", "default", "kaiming", "small"])
+@pytest.mark.parametrize(("d_sae", "rows"), [(74, 200), (74, 30), (34, 200)], ids=str)
+def test_devices_start_with_their_latents_of_the_same_whole(
+    init: str, d_sae: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drawn in blocks, of which the last is longer; with data for all directions, or for fewer than one device has."""
+    monkeypatch.setattr(init_module, "BLOCK_ROWS", 16)
+    sample = torch.randn(rows, 5, generator=torch.Generator().manual_seed(9)) + 2
+    config = StandardConfig(d_sae=d_sae, l1_coefficient=0.1)
+    whole, shares = build_sae(config, 5), [build_share(config, 5, _Share(number)) for number in (0, 1)]
+    initialise(whole, init, 0, sample.mean(dim=0), sample)
+    for number, share in enumerate(shares):
+        initialise(share, init, 0, sample.mean(dim=0), sample, _Share(number))
+    for name, parameter in whole.named_parameters():
+        own = [share.get_parameter(name) for share in shares]
+        assert all(torch.equal(found, parameter) for found in ([torch.cat(own)] if name in LATENT_PARAMETERS else own))

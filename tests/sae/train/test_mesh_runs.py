@@ -18,7 +18,7 @@ class _Trained:
     def __init__(self, world: int, folder: Path) -> None:
         self._folder = folder
         mesh_runs.new_root(folder / "alone")
-        for name in [*map(str, SHAPES[world]), *(f"{of} to {to}" for of, to in HOPS[world])]:
+        for name in ["torn", "damaged", *map(str, SHAPES[world]), *(f"{of} to {to}" for of, to in HOPS[world])]:
             shutil.copytree(folder / "alone", folder / name)
         self.alone = mesh_runs.train(folder / "alone")
         for of, to in HOPS[world]:
@@ -72,6 +72,14 @@ def test_two_ranks_end_as_one(shape: Shape, of_two: _Trained) -> None:
 def test_two_ranks_that_are_stopped_go_on(of: Shape | None, to: Shape | None, of_two: _Trained) -> None:
     """One of them is asked to stop; the same mesh goes on to the same bits, another to rounding."""
     _check_hop(of_two, of, to)
+
+
+def test_a_save_that_was_torn_never_happened(of_two: _Trained) -> None:
+    _assert_equal(of_two.of("torn"), of_two.alone, first_step=5)
+
+
+def test_a_damaged_part_is_passed_over_by_all_ranks(of_two: _Trained) -> None:
+    _assert_equal(of_two.of("damaged"), of_two.alone, first_step=9)
 
 
 @pytest.mark.slow
