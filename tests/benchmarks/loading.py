@@ -27,7 +27,7 @@ from sae.store.reading.shuffle import RowGroups, ShuffleConfig
 from sae.store.snapshots.snapshot import Snapshot, read_snapshot
 from sae.store.storage.filesystem import Storage
 from tests.benchmarks.snapshots import evict, random_rows, write_repeated
-from tests.benchmarks.timing import Row, compare
+from tests.benchmarks.timing import Row, compare, resident_bytes
 
 STORES = {512: (64 << 20, 4 << 20), 4096: (256 << 20, 32 << 20)}
 """Bytes of a part and of a row group, by d_in."""
@@ -143,17 +143,12 @@ def _peak_bytes(root: str, ref: str) -> int:
     """Of one epoch in this process, above what it had before."""
     storage = Storage(root)
     snapshot = read_snapshot(storage, ref)
-    before = _resident("VmRSS")
+    before = resident_bytes("VmRSS")
     loader = Loader(storage, snapshot, BATCH_ROWS, seed=0)
     for _ in range(loader.batches_per_epoch):
         next(loader)
     loader.close()
-    return _resident("VmHWM") - before
-
-
-def _resident(field: str) -> int:
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) << 10
+    return resident_bytes("VmHWM") - before
 
 
 if __name__ == "__main__":

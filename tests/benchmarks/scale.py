@@ -7,7 +7,6 @@ is shown. The environment variable SCALE_PARTS makes it smaller.
 
 import multiprocessing
 import os
-import resource
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -28,7 +27,7 @@ from sae.store.snapshots.part_sets import PartGroup, finished_parts, groups_of, 
 from sae.store.snapshots.part_table import PART_FILE, PartTable
 from sae.store.snapshots.snapshot import SnapshotSpec, commit_snapshot, read_snapshot
 from sae.store.storage.filesystem import Storage, StoredFile
-from tests.benchmarks.timing import Cost
+from tests.benchmarks.timing import Cost, resident_bytes
 
 N_PARTS = int(os.environ.get("SCALE_PARTS", 1_000_000))
 ROW_GROUPS, GROUP_ROWS, D_IN = 32, 4096, 4096
@@ -157,7 +156,7 @@ def _measure(step: Callable[[str], None], root: str) -> tuple[float, int]:
     started = time.perf_counter()
     step(root)
     seconds = time.perf_counter() - (_STARTED[-1] if _STARTED else started)
-    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return seconds, resident_bytes("VmHWM")
 
 
 def _contents() -> np.ndarray:

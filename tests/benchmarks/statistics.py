@@ -13,7 +13,7 @@ from sae.architectures.base import SAE
 from sae.architectures.config import TopKConfig
 from sae.statistics.accumulate import LatentSums, Sizes
 from sae.statistics.firings import BLOCK_ROWS, Block, Rows, context_key, document_key
-from tests.benchmarks.timing import Row, compare
+from tests.benchmarks.timing import Row, compare, resident_bytes
 
 D_IN, D_SAE, K, CONTEXT_TOKENS, VOCAB = 512, 2048, 24, 128, 2048
 N_BLOCKS = 32
@@ -83,7 +83,6 @@ def _peak_mib(millions: int) -> float:
 
 
 def _accumulate(millions: int) -> None:
-    import resource
     import tempfile
 
     sae = random_sae(32, 1024, 16)
@@ -101,7 +100,7 @@ def _accumulate(millions: int) -> None:
                 sums.add("train", encoded_block(sae, x, number, VOCAB))
             sums.save(Path(folder) / "part")
             whole.merge_file(Path(folder) / "part")
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(resident_bytes("VmHWM") / (1 << 20))
 
 
 if __name__ == "__main__":

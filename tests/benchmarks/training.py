@@ -1,7 +1,6 @@
 """Our training step against the same step by automatic differentiation: speed in turn, peak memory in processes."""
 
 import functools
-import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from sae.train.config import TrainConfig
 from sae.train.rows import RowsInMemory
 from sae.train.run import DataMoments, TrainingRun
 from sae.train.step import autograd_gradients, train_step
-from tests.benchmarks.timing import Row, compare
+from tests.benchmarks.timing import Row, compare, resident_bytes
 
 BATCH_ROWS, D_IN, K = 4096, 512, 32
 SPARSE_BIAS = -1.1
@@ -95,7 +94,7 @@ def _peak(architecture: str, d_sae: int, how: str) -> int:
             run.advance(x)
         else:
             _autograd_step(run, x)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return resident_bytes("VmHWM")
 
 
 if __name__ == "__main__":
