@@ -35,7 +35,7 @@ class TrainConfig(FrozenConfig):
     n_tokens: int | None = Field(None, gt=0)
     """Rows to train on, over as many epochs as that takes. None: one epoch."""
     lr: float | None = Field(None, gt=0)
-    """Peak learning rate. None: 5.5e-3 * sqrt(2048 / d_sae), times (2^19 / tokens)^(1/3) for more tokens than 2^19."""
+    """Peak learning rate. None: 5.5e-3 * sqrt(2048 / d_sae), times (2^19 / tokens)^(1/8) for more tokens than 2^19."""
     warmup_fraction: float = Field(0.05, ge=0, le=1)
     """Share of the steps in which the learning rate rises linearly."""
     decay_fraction: float = Field(0.2, ge=0, le=1)
@@ -77,12 +77,12 @@ class TrainConfig(FrozenConfig):
         """The learning rate in force for a run of so many tokens.
 
         It scales as 1/sqrt(d_sae) (Gao et al. 2024). The constant and how it falls with the length of the run were
-        measured with TopK: docs/recipes.md. A larger one leaves latents dead.
+        measured with TopK (docs/recipes.md); a larger one leaves latents dead.
         """
         if self.lr is not None:
             return self.lr
         longer = max(1.0, n_tokens / LR_TOKENS)
-        return LR * math.sqrt(2048 / self.sae.d_sae) / longer ** (1 / 3)
+        return LR * math.sqrt(2048 / self.sae.d_sae) / longer ** (1 / 8)
 
 
 class TensorBoardLog(FrozenConfig):

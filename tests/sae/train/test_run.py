@@ -127,9 +127,9 @@ def test_the_learning_rate_falls_with_the_width_and_with_the_length_of_the_run()
     of = {d_sae: TrainConfig(sae=TopKConfig(d_sae=d_sae, k=2)) for d_sae in (2048, 8192)}
     assert of[2048].peak_lr(1000) == of[2048].peak_lr(2**19) == 5.5e-3
     assert of[8192].peak_lr(1000) == pytest.approx(2.75e-3)
-    assert of[2048].peak_lr(8 * 2**19) == pytest.approx(2.75e-3)
-    assert _config(lr=0.25).peak_lr(8 * 2**19) == 0.25
-    run = _run(of[2048], n_steps=8 * 2**19 // of[2048].batch_rows)
+    assert of[2048].peak_lr(256 * 2**19) == pytest.approx(2.75e-3)
+    assert _config(lr=0.25).peak_lr(256 * 2**19) == 0.25
+    run = _run(of[2048], n_steps=256 * 2**19 // of[2048].batch_rows)
     assert max(run.learning_rate(step) for step in range(run.n_steps)) == pytest.approx(2.75e-3)
 
 
