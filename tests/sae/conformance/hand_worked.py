@@ -60,7 +60,7 @@ def topk() -> None:
     the residual's spread about its mean (1/3, 1/3) is 4/3.
     """
     x = torch.tensor([[3.0, 1.0], [1.0, 4.0], [2.0, 3.0]])
-    config = TopKConfig(d_sae=3, k=1, k_aux=1)
+    config = TopKConfig(d_sae=3, k=1, k_aux=1, auxk_coefficient=1 / 32)
     dead = torch.tensor([False, False, True])
     for losses in _losses(config, TOPK_WEIGHTS, x, dead, 2.0):
         assert losses.fvu.item() == pytest.approx(2 / 6 / 2)

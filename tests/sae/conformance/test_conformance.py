@@ -137,8 +137,8 @@ MUTATIONS = {
     ),
     "resampling: the norm is that of all latents": Mutation(
         resample,
-        "norms[~silent].mean() if n_silent < len(norms) else norms.mean()",
-        "norms.mean()",
+        "norms[~silent] if n_silent < n_latents else norms",
+        "norms",
         hand_worked.resampled_latent,
     ),
     "resampling: the bias stays": Mutation(resample, "sae.b_enc[which] = 0", "pass", hand_worked.resampled_latent),
