@@ -32,6 +32,7 @@ from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousIn
 from sae.errors import ConfigError, TransientError
 from tasks.frames import FrameWriter
 from tasks.rank import AGENT, REQUEST
+from tasks.tied import tied_command
 from tasks.worker import answer
 
 SIOCGIFADDR, SIOCGIFNETMASK = 0x8915, 0x891B
@@ -129,7 +130,7 @@ def main() -> None:
             role="rank",
             local_world_size=orders["n_ranks"],
             entrypoint=sys.executable,
-            args=("-P", "-m", "tasks.rank"),
+            args=tuple(tied_command(sys.executable, "-P", "-m", "tasks.rank")[1:]),  # tied before it imports torch
             rdzv_handler=_Meeting(orders, port, listener),
             max_restarts=0,
         )
@@ -177,13 +178,14 @@ def _look_after(agent: LocalElasticAgent, lifeline: int, replies: FrameWriter) -
                 poll.register(descriptor, select.POLLIN)
         for descriptor, _ in poll.poll(None if looked else 50):
             if descriptor == lifeline:
-                if not os.read(lifeline, 1024):
-                    os.kill(os.getpid(), signal.SIGKILL)  # the ranks die with it
+                hung_up = not os.read(lifeline, 1024)
                 for worker in agent.get_worker_group().workers:
                     if not worker.id:
                         os._exit(0)
                     with contextlib.suppress(ProcessLookupError):
-                        os.kill(worker.id, signal.SIGTERM)
+                        os.kill(worker.id, signal.SIGKILL if hung_up else signal.SIGTERM)
+                if hung_up:  # by now no rank is left that was stopped before it was tied to this process
+                    os.kill(os.getpid(), signal.SIGKILL)
             else:
                 poll.unregister(descriptor)
                 rank, pid = ranks[descriptor]

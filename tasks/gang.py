@@ -51,6 +51,8 @@ LAST_WORDS_SECONDS = 5.0
 """How long the others are heard after the first rank has failed: what they say may be the cause."""
 EXIT_SECONDS = 5.0
 """How long ranks that have said how they ended may take to be gone."""
+HANG_UP_SECONDS = 2.0
+"""How long an agent may take to end its ranks and itself."""
 GONE_SECONDS = 10.0
 """How long the kernel may take to end what is killed."""
 
@@ -162,7 +164,7 @@ class _Agent:
     def say(self, line: bytes) -> None:
         """One line. That nobody reads it is noticed elsewhere."""
         assert self.process.stdin
-        with contextlib.suppress(BrokenPipeError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
             self.process.stdin.write(line + b"\n")
 
     def read(self) -> list[tuple[str, dict[str, Any]]]:
@@ -170,6 +172,12 @@ class _Agent:
         block = os.read(self.output, 1 << 16)
         self.at_end = not block
         return self.frames.feed(block)
+
+    def hang_up(self) -> None:
+        """It ends when nobody speaks to it any more, its ranks first."""
+        assert self.process.stdin
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -226,7 +234,12 @@ class _Attempt:
         return any(agent.process.poll() is None for agent in list(self._agents))
 
     def end_group(self) -> None:
-        """Kill all of them."""
+        """Have the agents kill their ranks, who may not die with them yet; then kill what is left."""
+        for agent in list(self._agents):
+            agent.hang_up()
+        deadline = time.monotonic() + HANG_UP_SECONDS
+        while self.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.02)
         for agent in list(self._agents):
             agent.kill()
 

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from ipaddress import IPv4Address
@@ -22,8 +23,9 @@ from sae.errors import TransientError
 from sae.pipeline_config import NodeConfig
 from sae.progress import Progress
 from sae.train.config import MeshConfig
-from tasks.gang import EXIT_SECONDS, GONE_SECONDS, LAST_WORDS_SECONDS, GangConfig, run_gang
+from tasks.gang import EXIT_SECONDS, GONE_SECONDS, HANG_UP_SECONDS, LAST_WORDS_SECONDS, GangConfig, run_gang
 from tests.tasks import gang_work
+from tests.tasks.marked import MARK, marked
 
 TRIES, SEED = 30, 0
 GANG = GangConfig(
@@ -33,7 +35,11 @@ GANG = GangConfig(
     collective_timeout_seconds=6,
     heartbeat_timeout_seconds=30,
 )
-DEADLINE_SECONDS = GANG.heartbeat_timeout_seconds + LAST_WORDS_SECONDS + EXIT_SECONDS + GONE_SECONDS
+DEADLINE_SECONDS = (
+    GANG.heartbeat_timeout_seconds + LAST_WORDS_SECONDS + EXIT_SECONDS + HANG_UP_SECONDS + GONE_SECONDS
+)
+LEFT_SECONDS = 2.0
+"""How long what is killed, and has closed its files, may take to be gone."""
 MOMENTS = ("while it starts", "in a step", "at the last step")
 
 
@@ -72,9 +78,10 @@ def gang(folder: Path, tries: int = TRIES, seed: int = SEED) -> Iterator[str]:
 def _attempts(folder: Path, whom: str, what: str, moment: str, rng: random.Random) -> _Try:
     """One attempt with the fault, and as many as it takes without."""
     struck: list[float] = []
+    os.environ[MARK] = mark = folder.name + uuid.uuid4().hex
 
     def strike() -> None:
-        if (victims := _processes(whom)) and not struck:
+        if (victims := marked(mark, f"tasks.{whom}")) and not struck:
             struck.append(time.monotonic())
             with contextlib.suppress(ProcessLookupError):
                 os.kill(rng.choice(victims), getattr(signal, what))
@@ -88,7 +95,7 @@ def _attempts(folder: Path, whom: str, what: str, moment: str, rng: random.Rando
     wait = rng.uniform(0, 1.5)
 
     def strike_early() -> None:
-        while not _processes(whom):
+        while not marked(mark, f"tasks.{whom}"):
             time.sleep(0.02)
         time.sleep(wait)
         strike()
@@ -104,7 +111,10 @@ def _attempts(folder: Path, whom: str, what: str, moment: str, rng: random.Rando
     assert struck, "the attempt had ended before the fault came"
     ended = time.monotonic() - struck[0]
     assert ended < DEADLINE_SECONDS, f"{what} to a {whom} {moment}: {ended:.1f} s"
-    assert not _processes("agent") + _processes("rank"), f"{what} to a {whom} {moment} has left processes"
+    left = time.monotonic() + LEFT_SECONDS
+    while marked(mark) and time.monotonic() < left:
+        time.sleep(0.05)
+    assert not marked(mark), f"{what} to a {whom} {moment} has left processes"
     recovered: list[float] = []
     if outcome != "went on":
         _call(folder, lambda *_: recovered.append(time.monotonic() - struck[0]))
@@ -115,22 +125,6 @@ def _attempts(folder: Path, whom: str, what: str, moment: str, rng: random.Rando
 def _call(folder: Path, progress: Progress) -> None:
     arguments = {"folder": str(folder), "step_seconds": 0.1}
     run_gang(gang_work.add_up, str(folder / "root"), arguments, GANG, progress=progress)
-
-
-def _processes(kind: str) -> list[int]:
-    """Agents that this process has started, or ranks that those have."""
-    of_agents = _children(os.getpid(), "tasks.agent")
-    return of_agents if kind == "agent" else [rank for pid in of_agents for rank in _children(pid, "tasks.rank")]
-
-
-def _children(parent: int, module: str) -> list[int]:
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-            if fields[0] != "Z" and int(fields[1]) == parent and module in (folder / "cmdline").read_text():
-                found.append(int(folder.name))
-    return found
 
 
 def _seconds(values: list[float]) -> str:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -21,6 +22,7 @@ from tasks.caching import Job, produce
 from tasks.gang import GangConfig, run_gang
 from tasks.process import WorkerCrash, accept_work, stop_workers
 from tests.tasks import gang_work
+from tests.tasks.marked import MARK, marked
 from tests.tasks.work import ThingSpec
 
 TWO_NODES = (NodeConfig(address=IPv4Address("127.0.0.1")), NodeConfig(address=IPv4Address("127.0.0.2")))
@@ -166,6 +168,25 @@ def test_ranks_and_agents_die_with_the_process_that_started_them(tmp_path: Path)
         os.kill(pids_in(tmp_path)[0], signal.SIGSTOP)
         parent.send_signal(signal.SIGKILL)
     wait_for(lambda: not any(map(is_alive, pids_in(tmp_path))), 5)
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_stopped_while_it_starts_is_ended_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(MARK, mark := uuid.uuid4().hex)
+    stopped: list[int] = []
+
+    def stop() -> None:
+        wait_for(lambda: marked(mark, "tasks.rank"))
+        stopped.append(marked(mark, "tasks.rank")[0])
+        os.kill(stopped[0], signal.SIGSTOP)
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    with pytest.raises(TransientError):
+        add_up(tmp_path, how={"limit_seconds": 15.0})
+    stopper.join()
+    assert stopped
+    wait_for(lambda: not marked(mark), 2)
 
 
 @pytest.mark.slow
