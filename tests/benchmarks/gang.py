@@ -35,9 +35,7 @@ GANG = GangConfig(
     collective_timeout_seconds=6,
     heartbeat_timeout_seconds=30,
 )
-DEADLINE_SECONDS = (
-    GANG.heartbeat_timeout_seconds + LAST_WORDS_SECONDS + EXIT_SECONDS + HANG_UP_SECONDS + GONE_SECONDS
-)
+DEADLINE_SECONDS = GANG.heartbeat_timeout_seconds + LAST_WORDS_SECONDS + EXIT_SECONDS + HANG_UP_SECONDS + GONE_SECONDS
 LEFT_SECONDS = 2.0
 """How long what is killed, and has closed its files, may take to be gone."""
 MOMENTS = ("while it starts", "in a step", "at the last step")
