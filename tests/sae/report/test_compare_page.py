@@ -191,3 +191,18 @@ def test_views_stay_as_wide_as_the_page_and_run_nothing(pair: Path, visit: Calla
             assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert page.evaluate("window.PWN") is None
         assert page.locator("#view img, #view script, #view iframe").count() == 0
+
+
+def test_links_beside_the_map_stay_while_it_is_zoomed_about_the_same_place(
+    pair: Path, visit: Callable[..., Any]
+) -> None:
+    """A link that is made again under the pointer loses the click."""
+    page = visit(pair).open(f"#/s/{LARGE}/map")
+    page.focus(".map-near a")
+    before = page.inner_text(".list-head .note")
+    for _ in range(4):
+        page.click("[aria-label='zoom in (+)']")
+    page.focus(".map-near a")
+    page.evaluate("document.querySelector('.map-near a').same = true")
+    page.wait_for_function("t => document.querySelector('.list-head .note').textContent !== t", arg=before)
+    assert page.evaluate("document.querySelector('.map-near a').same")

@@ -24,6 +24,8 @@ async function mapView(at) {
   const scales = { frequency: logSteps(frequency, everything, (v) => percent(v, 2)), max: logSteps(max, everything, (v) => decimal(v, 2)) };
   const saved = at.entry.map || {};
   let colour = saved.colour || "frequency";
+  /** What stands under "Nearest to the centre". @type {number[]} */
+  let listed = [];
   const world = { about, x, y, everything, points: live, matched };
   const info = h("div", { class: "map-info" });
   const near = h("ol", { class: "map-near" });
@@ -38,7 +40,10 @@ async function mapView(at) {
   const tell = (view) => {
     at.entry.map = { ...view.place(), colour };
     status.textContent = `${matched ? `${count(live.length)} ${live.length === 1 ? "match" : "matches"}` : `${count(live.length)} live latents`}; ${count(view.inside())} here${view.inside() > view.drawn().length ? `, ${count(view.drawn().length)} drawn as points, a random sample` : ""}`;
-    near.replaceChildren(...view.nearest(NEAREST).map((id) => h("li", {}, h("a", { href: address(sae, `latent/${id}`, at) }, id), " ", h("span", { class: "rule" }, ruleName(labels[id][0])), " ", h("code", {}, show(labels[id][2], 24)))));
+    const nearest = view.nearest(NEAREST);
+    // What stays is not made again: a link would be gone between the pointer's down and up, or lose the focus.
+    if (nearest.join() !== listed.join()) near.replaceChildren(...nearest.map((id) => h("li", {}, h("a", { href: address(sae, `latent/${id}`, at) }, id), " ", h("span", { class: "rule" }, ruleName(labels[id][0])), " ", h("code", {}, show(labels[id][2], 24)))));
+    listed = nearest;
     if (fold.open) fill();
   };
   const fill = () => {
