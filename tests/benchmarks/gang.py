@@ -24,10 +24,11 @@ from sae.pipeline_config import NodeConfig
 from sae.progress import Progress
 from sae.train.config import MeshConfig
 from tasks.gang import EXIT_SECONDS, GONE_SECONDS, HANG_UP_SECONDS, LAST_WORDS_SECONDS, GangConfig, run_gang
+from tests.processes import marked
 from tests.tasks import gang_work
-from tests.tasks.marked import MARK, marked
 
 TRIES, SEED = 30, 0
+MARK = "SAE_PIPELINE_TEST_GANG"
 GANG = GangConfig(
     mesh=MeshConfig(data=4),
     nodes=(NodeConfig(address=IPv4Address("127.0.0.1")), NodeConfig(address=IPv4Address("127.0.0.2"))),
@@ -79,7 +80,7 @@ def _attempts(folder: Path, whom: str, what: str, moment: str, rng: random.Rando
     os.environ[MARK] = mark = folder.name + uuid.uuid4().hex
 
     def strike() -> None:
-        if (victims := marked(mark, f"tasks.{whom}")) and not struck:
+        if (victims := marked(MARK, mark, f"tasks.{whom}")) and not struck:
             struck.append(time.monotonic())
             with contextlib.suppress(ProcessLookupError):
                 os.kill(rng.choice(victims), getattr(signal, what))
@@ -93,7 +94,7 @@ def _attempts(folder: Path, whom: str, what: str, moment: str, rng: random.Rando
     wait = rng.uniform(0, 1.5)
 
     def strike_early() -> None:
-        while not marked(mark, f"tasks.{whom}"):
+        while not marked(MARK, mark, f"tasks.{whom}"):
             time.sleep(0.02)
         time.sleep(wait)
         strike()
@@ -110,9 +111,9 @@ def _attempts(folder: Path, whom: str, what: str, moment: str, rng: random.Rando
     ended = time.monotonic() - struck[0]
     assert ended < DEADLINE_SECONDS, f"{what} to a {whom} {moment}: {ended:.1f} s"
     left = time.monotonic() + LEFT_SECONDS
-    while marked(mark) and time.monotonic() < left:
+    while marked(MARK, mark) and time.monotonic() < left:
         time.sleep(0.05)
-    assert not marked(mark), f"{what} to a {whom} {moment} has left processes"
+    assert not marked(MARK, mark), f"{what} to a {whom} {moment} has left processes"
     recovered: list[float] = []
     if outcome != "went on":
         _call(folder, lambda *_: recovered.append(time.monotonic() - struck[0]))

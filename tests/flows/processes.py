@@ -5,15 +5,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sae.plan import PipelineConfig, make_plan
 from sae.store.artefacts.records import read_record, verify
 from sae.store.storage.filesystem import Storage
+from tests.processes import marked
 
 MARK = "SAE_PIPELINE_TEST_RUN"
 """In the environment of a run and of everything it starts."""
@@ -54,34 +53,11 @@ class CommandLine:
 
     def children(self, name: str) -> list[int]:
         """Processes of this run whose command line holds `name`."""
-        return [pid for pid in self.alive() if name in _command(pid)]
+        return marked(MARK, self.mark, name)
 
     def alive(self) -> list[int]:
         """Every living process of this run, itself and children of children."""
-        return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and self._owns(entry)]
-
-    def _owns(self, entry: Path) -> bool:
-        try:
-            return (
-                f"{MARK}={self.mark}".encode() in (entry / "environ").read_bytes()
-                and (entry / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
-            )
-        except OSError:
-            return False
-
-
-def _command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-    except OSError:
-        return ""
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.02)
+        return marked(MARK, self.mark)
 
 
 def count_records(root: str) -> int:

@@ -18,7 +18,8 @@ from sae.report.render import render_report
 from sae.store.artefacts.records import read_record, require_record
 from sae.store.storage.filesystem import Storage
 from tests.browsing import Page
-from tests.flows.processes import strays, wait_for
+from tests.flows.processes import strays
+from tests.processes import wait_for
 from tests.sae.report.axe import assert_accessible
 from tests.sae.report.damage import SAID, assert_named
 from tests.sae.report.keyboard import Keyboard

@@ -11,7 +11,8 @@ import pytest
 
 from sae.plan import PipelineConfig
 from tests.flows.conftest import tiny_config
-from tests.flows.processes import CommandLine, contents, count_records, strays, wait_for
+from tests.flows.processes import CommandLine, contents, count_records, strays
+from tests.processes import wait_for
 
 
 def killable(root: Path, corpus: Path) -> PipelineConfig:

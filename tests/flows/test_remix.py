@@ -16,7 +16,8 @@ from sae.preflight import check_plan
 from sae.store.artefacts.records import require_record
 from sae.store.storage.filesystem import Storage
 from tests.flows.conftest import tiny_config, with_settings
-from tests.flows.processes import CommandLine, strays, wait_for
+from tests.flows.processes import CommandLine, strays
+from tests.processes import wait_for
 
 pytestmark = pytest.mark.usefixtures("prefect_backend")
 

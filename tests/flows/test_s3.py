@@ -12,7 +12,8 @@ from sae.store import layout
 from sae.store.artefacts.records import require_record
 from sae.store.storage.filesystem import Storage
 from tests.flows.conftest import tiny_config
-from tests.flows.processes import CommandLine, contents, wait_for
+from tests.flows.processes import CommandLine, contents
+from tests.processes import wait_for
 
 
 @pytest.fixture

@@ -6,9 +6,8 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -21,27 +20,13 @@ from sae.train.config import MeshConfig
 from tasks.caching import Job, produce
 from tasks.gang import GangConfig, run_gang
 from tasks.process import WorkerCrash, accept_work, stop_workers
+from tests.processes import is_alive, marked, wait_for
 from tests.tasks import gang_work
-from tests.tasks.marked import MARK, marked
 from tests.tasks.work import ThingSpec
 
 TWO_NODES = (NodeConfig(address=IPv4Address("127.0.0.1")), NodeConfig(address=IPv4Address("127.0.0.2")))
 COLLECTIVE_SECONDS = 8.0
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.05)
+MARK = "SAE_PIPELINE_TEST_GANG"
 
 
 def pids_in(folder: Path) -> list[int]:
@@ -176,8 +161,8 @@ def test_a_rank_that_is_stopped_while_it_starts_is_ended_too(tmp_path: Path, mon
     stopped: list[int] = []
 
     def stop() -> None:
-        wait_for(lambda: marked(mark, "tasks.rank"))
-        stopped.append(marked(mark, "tasks.rank")[0])
+        wait_for(lambda: marked(MARK, mark, "tasks.rank"))
+        stopped.append(marked(MARK, mark, "tasks.rank")[0])
         os.kill(stopped[0], signal.SIGSTOP)
 
     stopper = threading.Thread(target=stop)
@@ -186,7 +171,7 @@ def test_a_rank_that_is_stopped_while_it_starts_is_ended_too(tmp_path: Path, mon
         add_up(tmp_path, how={"limit_seconds": 15.0})
     stopper.join()
     assert stopped
-    wait_for(lambda: not marked(mark), 2)
+    wait_for(lambda: not marked(MARK, mark), 2)
 
 
 @pytest.mark.slow

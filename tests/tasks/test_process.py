@@ -6,8 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,22 +14,8 @@ from sae.errors import ConfigError, DamagedError, StopRequested, TransientError
 from sae.store.artefacts.records import require_record
 from sae.store.storage.filesystem import Storage
 from tasks.process import WorkerCrash, accept_work, is_stopping, run_in_worker, stop_workers
+from tests.processes import is_alive, wait_for
 from tests.tasks import work
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.05)
 
 
 def read_pids(path: Path) -> list[int]:

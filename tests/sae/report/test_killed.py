@@ -12,7 +12,8 @@ import pytest
 from sae.report.render import render_report
 from sae.store.artefacts import records
 from sae.store.storage.filesystem import Storage
-from tests.flows.processes import strays, wait_for
+from tests.flows.processes import strays
+from tests.processes import wait_for
 
 RENDER = """
 import sys
