@@ -18,11 +18,10 @@ from sae.progress import Progress, silent
 from sae.store.artefacts.checkpoints import (
     Checkpoints,
     Position,
-    module_tensors,
     new_attempt,
     remove_checkpoints,
-    restore_module,
 )
+from sae.store.artefacts.modules import module_tensors, restore_module
 from sae.store.artefacts.records import Record, commit, local_files, require_record
 from sae.store.storage.filesystem import Storage
 from sae.store.text.contexts import PADDING, Contexts, read_contexts

@@ -8,7 +8,6 @@ seed and cursor.
 On a mesh every device writes an equal share of what has a row for every latent, and any other mesh goes on from it.
 """
 
-import bisect
 import io
 import logging
 
@@ -16,8 +15,11 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from sae.store.artefacts.checkpoints import Checkpoints, Position, module_tensors, named_tensor, restore_module
+from sae.store.artefacts.checkpoints import Checkpoints, Position
+from sae.store.artefacts.group import Rows
+from sae.store.artefacts.modules import module_tensors, named_tensor, restore_module
 from sae.store.reading.order import Cursor
+from sae.store.storage.filesystem import Storage
 from sae.train.curve import COLUMNS, CURVE_FILE
 from sae.train.products import ProductLibrary
 from sae.train.run import TrainingRun
@@ -37,6 +39,13 @@ class RunPosition(Position):
     """What made the products of the steps so far, and makes those that follow."""
 
 
+def checkpoints_of(storage: Storage, ref: str, attempt: str, run: TrainingRun) -> Checkpoints[RunPosition]:
+    """Those of a run: of its devices each has the rows of its own latents. ref, attempt: as for `Checkpoints`."""
+    n_latents = run.config.sae.d_sae
+    rows = Rows(n_latents, run.shared.latents(n_latents), _is_by_latent)
+    return Checkpoints(storage, ref, RunPosition, attempt, run.shared, rows)
+
+
 def save_checkpoint(checkpoints: Checkpoints[RunPosition], run: TrainingRun, cursor: Cursor) -> None:
     """Write a checkpoint of a run and, beside it, the curve so far as `metrics.parquet`.
 
@@ -51,12 +60,10 @@ def save_checkpoint(checkpoints: Checkpoints[RunPosition], run: TrainingRun, cur
     if run.average is not None:
         tensors |= {f"average.{name}": tensor for name, tensor in run.average.tensors.items()}
     tensors["tokens_since_fired"] = state.clock.tokens_since_fired
-    rows = _OwnRows(run)
-    shared = {name: rows.to_write(tensors.pop(name)) for name in [*tensors] if _is_by_latent(name)}
     tensors["curve.rows"] = torch.tensor(curve.rows, dtype=torch.float64).reshape(-1, len(COLUMNS))
     tensors["curve.pending"] = torch.stack(curve.pending) if curve.pending else torch.zeros(0, 4)
     position = RunPosition(step=state.step, n_tokens=state.n_tokens, cursor=cursor, products=state.products)
-    checkpoints.save(tensors, position, shared)
+    checkpoints.save(tensors, position)
     table = io.BytesIO()
     pq.write_table(curve.table(), table)
     run.shared.once(lambda: checkpoints.save_beside(CURVE_FILE, table.getvalue()))
@@ -65,11 +72,8 @@ def save_checkpoint(checkpoints: Checkpoints[RunPosition], run: TrainingRun, cur
 def load_checkpoint(checkpoints: Checkpoints[RunPosition], run: TrainingRun) -> Cursor | None:
     """Bring a new run to its newest usable checkpoint. Returns: the next batch, None when there is no checkpoint."""
 
-    own = _OwnRows(run)
-
     def restore(tensors: dict[str, Tensor], position: RunPosition) -> None:
         state, curve = run.state, run.curve
-        tensors = {name: own.of(tensor) if _is_by_latent(name) else tensor for name, tensor in tensors.items()}
         clock = named_tensor(tensors, "tokens_since_fired", state.clock.tokens_since_fired)
         rows, pending = named_tensor(tensors, "curve.rows"), named_tensor(tensors, "curve.pending")
         average = run.average.tensors if run.average is not None else {}
@@ -83,42 +87,13 @@ def load_checkpoint(checkpoints: Checkpoints[RunPosition], run: TrainingRun) -> 
         curve.rows = [tuple(row) for row in rows.tolist()]
         curve.pending = list(pending.to(run.device).unbind())
 
-    position = checkpoints.load(restore, own.parts)
+    position = checkpoints.load(restore)
     return position.cursor if position is not None else None
 
 
 def _is_by_latent(name: str) -> bool:
     """Whether a tensor of a checkpoint has a row for every latent."""
     return name == "tokens_since_fired" or name.rpartition(".")[2] in LATENT_PARAMETERS
-
-
-class _OwnRows:
-    """Where a device's latents lie among all n, and in the parts of a checkpoint: part p of P begins with n p // P.
-
-    A device's share of what it writes lies in its own latents, because as many devices have each of them.
-    """
-
-    def __init__(self, run: TrainingRun) -> None:
-        self._n, self._own = run.config.sae.d_sae, run.shared.latents(run.config.sae.d_sae)
-        self._world, self._share = run.shared.world, run.shared.share
-        self._first = 0
-        """The latent with which the parts that were asked for begin."""
-
-    def to_write(self, own: Tensor) -> Tensor:
-        """This device's share, from the rows of its latents."""
-        first, end = (self._n * share // self._world for share in (self._share, self._share + 1))
-        return own[first - self._own.start : end - self._own.start]
-
-    def parts(self, n_parts: int) -> range:
-        """Of so many, those in which the device's latents lie."""
-        ends = [self._n * part // n_parts for part in range(1, n_parts + 1)]
-        first, last = bisect.bisect_right(ends, self._own.start), bisect.bisect_left(ends, self._own.stop)
-        self._first = self._n * first // n_parts if n_parts else 0
-        return range(first, min(last + 1, n_parts))
-
-    def of(self, parts: Tensor) -> Tensor:
-        """The rows of the device's latents, from those of the parts."""
-        return parts[self._own.start - self._first : self._own.stop - self._first]
 
 
 def _products_of(position: RunPosition, probed: ProductLibrary) -> ProductLibrary:

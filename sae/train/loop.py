@@ -14,13 +14,13 @@ from sae.architectures import SAE
 from sae.errors import ConfigError, StopRequested, TrainingError
 from sae.progress import Progress, silent
 from sae.store.artefacts import records
-from sae.store.artefacts.checkpoints import Checkpoints, new_attempt, remove_checkpoints
+from sae.store.artefacts.checkpoints import new_attempt, remove_checkpoints
 from sae.store.artefacts.records import Record
 from sae.store.reading.loader import Loader
 from sae.store.reading.order import Cursor
 from sae.store.snapshots.snapshot import Snapshot, read_snapshot
 from sae.store.storage.filesystem import Storage
-from sae.train.checkpoint import RunPosition, load_checkpoint, save_checkpoint
+from sae.train.checkpoint import checkpoints_of, load_checkpoint, save_checkpoint
 from sae.train.collectives import ALONE, Collectives
 from sae.train.config import SAESpec, TrainingLog
 from sae.train.curve import CURVE_FILE
@@ -146,7 +146,7 @@ class _Member:
         self, storage: Storage, spec: SAESpec, run: TrainingRun, attempt: str, logs: Sequence[TrainingLog]
     ) -> None:
         self.spec, self.run, self._storage = spec, run, storage
-        self.checkpoints = Checkpoints(storage, spec.ref, RunPosition, attempt, run.shared)
+        self.checkpoints = checkpoints_of(storage, spec.ref, attempt, run)
         self.cursor = load_checkpoint(self.checkpoints, run)
         self.logs = CurveLogs(logs if run.shared.rank == 0 else (), spec, run.curve)
         self.record: Record | None = None

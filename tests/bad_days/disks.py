@@ -16,7 +16,8 @@ import torch
 
 from sae.errors import StoreError
 from sae.store import layout
-from sae.store.artefacts.checkpoints import Checkpoints, Position, named_tensor
+from sae.store.artefacts.checkpoints import Checkpoints, Position
+from sae.store.artefacts.modules import named_tensor
 from sae.store.storage.filesystem import Storage
 from tests.bad_days import small_store
 from tests.bad_days.place import NotHereError, uninterrupted

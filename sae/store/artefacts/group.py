@@ -1,6 +1,7 @@
 """Processes that make one artefact together: what they must agree on beside the tensors."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 
 class Group:
@@ -35,3 +36,26 @@ class Group:
 
 
 ALONE = Group()
+
+
+class Rows(NamedTuple):
+    """What a process has of the tensors with a row for each of n things, when processes share them by rows.
+
+    Share p of P is the rows [n p // P, n (p + 1) // P).
+    """
+
+    n: int
+    own: slice
+    """The rows in this process's tensors."""
+    has: Callable[[str], bool]
+    """Whether a tensor of this name has such rows."""
+
+    def share(self, part: int, n_parts: int) -> slice:
+        """Where one of so many equal shares lies."""
+        return slice(self.n * part // n_parts, self.n * (part + 1) // n_parts)
+
+    def to_write(self, group: Group) -> slice:
+        """The group's share of this process, as rows of its own tensors: it lies in them, because as many processes
+        have each of them."""
+        share = self.share(group.share, group.world)
+        return slice(share.start - self.own.start, share.stop - self.own.start)

@@ -4,7 +4,6 @@ import contextlib
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import pytest
@@ -14,7 +13,7 @@ from torch import Tensor
 from sae.architectures import BatchTopKConfig, StandardConfig
 from sae.architectures.config import Resampling
 from sae.errors import StopRequested, TransientError
-from sae.store.artefacts.checkpoints import Checkpoints, Position
+from sae.store.artefacts.checkpoint_files import CheckpointFiles, Pointer, Saved
 from sae.store.artefacts.records import local_files
 from sae.store.snapshots.snapshot import Snapshot, read_snapshot
 from sae.store.storage.filesystem import Storage
@@ -110,15 +109,15 @@ def train(root: Path, shared: Collectives = ALONE, stop: bool = False, every: in
 
 def go_on_from_a_torn_save(root: Path, shared: Collectives) -> dict[str, Tensor]:
     """The first rank fails when all parts of step 8 are there, and no pointer; the next run goes on from step 4."""
-    write = Checkpoints._write_pointer
+    write = CheckpointFiles.write_pointer
 
-    def fail(checkpoints: Checkpoints, saved: Any, data: bytes, position: Position, hashes: list[str]) -> None:
-        if position.step == 8:
+    def fail(files: CheckpointFiles, saved: Saved, pointer: Pointer) -> None:
+        if saved.step == 8:
             raise Interrupted
-        write(checkpoints, saved, data, position, hashes)
+        write(files, saved, pointer)
 
     error = Interrupted if shared.rank == 0 else TransientError
-    with mock.patch.object(Checkpoints, "_write_pointer", fail), pytest.raises(error):
+    with mock.patch.object(CheckpointFiles, "write_pointer", fail), pytest.raises(error):
         train(root, shared, every=4)
     return train(root, shared)
 

@@ -7,9 +7,9 @@ from sae.store import layout
 from sae.store.artefacts.checkpoints import (
     Checkpoints,
     Position,
-    named_tensor,
     new_attempt,
 )
+from sae.store.artefacts.modules import named_tensor
 from sae.store.storage.filesystem import Storage
 
 REF = "things/0123456789abcdef"

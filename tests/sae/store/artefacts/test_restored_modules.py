@@ -5,10 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from sae.errors import StoreError
-from sae.store.artefacts.checkpoints import (
-    module_tensors,
-    restore_module,
-)
+from sae.store.artefacts.modules import module_tensors, restore_module
 from sae.store.storage.filesystem import Storage
 from tests.sae.store.artefacts.checkpointing import Place, checkpoints
 
