@@ -23,7 +23,8 @@ from sae.errors import TransientError
 from sae.pipeline_config import NodeConfig
 from sae.progress import Progress
 from sae.train.config import MeshConfig
-from tasks.gang import EXIT_SECONDS, GONE_SECONDS, HANG_UP_SECONDS, LAST_WORDS_SECONDS, GangConfig, run_gang
+from tasks.attempt import EXIT_SECONDS, GONE_SECONDS, HANG_UP_SECONDS, LAST_WORDS_SECONDS
+from tasks.gang import GangConfig, run_gang
 from tests.processes import marked
 from tests.tasks import gang_work
 
