@@ -1,17 +1,20 @@
-"""The arithmetic of docs/scale.md: what a store of a given size takes.
+"""The arithmetic of docs/scale.md: what a store of a given size takes, and an SAE on many GPUs.
 
-    python docs/scale.py                                          # the table of scale.md
+    python docs/scale.py                                          # the tables of scale.md
     python docs/scale.py --bytes 2e14 --part-gib 2 --workers 32   # your own store, in one column
 
-Every number that is not derived is a field of `Store` or `World`, with where it comes from. `sae-pipeline plan CONFIG`
-does the same for one configuration on one machine, with probes in place of assumptions.
+Every number of a store that is not derived is a field of `Store` or `World`, with where it comes from; those of GPUs
+are in `sae/train/cluster.py` and `sae/train/step_costs.py`. `sae-pipeline plan CONFIG` does the same for one
+configuration, with probes in place of assumptions, and with `--gpus N` for its mesh.
 """
 
 import argparse
 import math
 from dataclasses import dataclass, fields
 
+from sae.architectures.config import TopKConfig
 from sae.extract.part_group import MAX_UNITS
+from sae.memory import readable
 from sae.store.reading.mixing import expected_variance
 from sae.store.reading.shuffle import RowGroups, ShuffleConfig
 from sae.store.reading.windows import GROUPS_AT_ONCE
@@ -19,6 +22,9 @@ from sae.store.snapshots.part_sets import groups_of
 from sae.store.storage.http_ranges import N_STREAMS
 from sae.store.storage.ranges import PIECE_BYTES
 from sae.store.storage.s3 import UPLOAD_BYTES
+from sae.train.cluster import DEFAULT_RATES, Cluster, Trained
+from sae.train.config import TrainConfig
+from sae.train.layouts import choose, plan_layouts
 
 GIB, MIB = 1 << 30, 1 << 20
 
@@ -183,8 +189,77 @@ def table(stores: dict[str, Store], world: World) -> str:
     return "\n".join(lines)
 
 
+@dataclass(frozen=True)
+class Training:
+    """SAEs of one kind, and GPUs for them: nodes of eight with 80 GiB each."""
+
+    d_in: int
+    d_sae: int
+    batch_rows: int
+    n_gpus: int
+    n_saes: int = 1
+    k: int = 64
+
+
+TRAININGS = (
+    Training(4096, 1 << 17, 1 << 15, 1),
+    Training(4096, 1 << 17, 1 << 15, 8),
+    Training(4096, 1 << 17, 1 << 15, 8, n_saes=8),
+    Training(4096, 1 << 17, 1 << 15, 64),
+    Training(4096, 1 << 17, 1 << 15, 64, n_saes=8),
+    Training(4096, 1 << 17, 1 << 18, 64),
+    Training(4096, 1 << 20, 1 << 15, 8),
+    Training(4096, 1 << 20, 1 << 15, 64),
+    Training(16384, 1 << 20, 1 << 15, 64),
+    Training(4096, 1 << 24, 1 << 15, 64),
+    Training(8192, 1 << 24, 1 << 15, 256),
+    Training(8192, 1 << 24, 1 << 15, 1024),
+    Training(16384, 1 << 24, 1 << 15, 256),
+    Training(16384, 1 << 24, 1 << 15, 1024),
+)
+
+
+def mesh_table(trainings: tuple[Training, ...]) -> str:
+    """The layout that `sae-pipeline plan --gpus` chooses for each, and the next best, in Markdown."""
+    columns = ("SAEs: d_in, d_sae, rows a step", "GPUs", "layout", "memory", "sums, gradients", "step, told", "rows/s")
+    lines = ["| " + " | ".join((*columns, "efficiency", "next best |")), f"|{'---|' * 9}"]
+    lines += [f"| {' | '.join(_mesh_row(each))} |" for each in trainings]
+    return "\n".join(lines)
+
+
+def _mesh_row(wanted: Training) -> tuple[str, ...]:
+    config = TrainConfig(
+        sae=TopKConfig(d_sae=wanted.d_sae, k=wanted.k), batch_rows=wanted.batch_rows, selection="bfloat16"
+    )
+    saes = [
+        Trained(f"saes.{seed}", TrainConfig.model_validate(config.model_dump() | {"seed": seed}), wanted.d_in)
+        for seed in range(wanted.n_saes)
+    ]
+    cluster = Cluster(n_gpus=wanted.n_gpus, gpus_per_node=min(8, wanted.n_gpus), gpu_bytes=80 * GIB)
+    layouts = plan_layouts(saes, cluster, DEFAULT_RATES)
+    chosen = choose(layouts, saes, cluster)
+    others = [each for each in layouts if each.rank_bytes <= cluster.usable_bytes and each != chosen]
+    sums, gradients = (readable(chosen.received.get(method, 0)) for method in ("sum_latents", "sum_rows"))
+    return (
+        f"{_counted(wanted.n_saes, 'SAE')}: {wanted.d_in:,}, {_thousands(wanted.d_sae)}, "
+        f"{_thousands(wanted.batch_rows)}",
+        f"{wanted.n_gpus:,}",
+        chosen.name,
+        readable(chosen.rank_bytes),
+        f"{sums}, {gradients}",
+        f"{chosen.step_seconds * 1e3:.3g}, {chosen.told_seconds * 1e3:.2g} ms",
+        f"{chosen.rows_per_second:.2g}",
+        f"{chosen.efficiency:.0%}",
+        f"{others[0].name}: {others[0].efficiency:.0%}" if others else "",
+    )
+
+
+def _thousands(n: int) -> str:
+    return f"{n >> 20} M" if n >= 1 << 20 else f"{n >> 10} k"
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description="What a store of a given size takes.")
     for kind in (Store, World):
         for field in fields(kind):
@@ -197,6 +272,7 @@ def main() -> None:
         print(table({f"{store.bytes:g} bytes": store}, world))
     else:
         print(table({"10 TB": SMALL, "10 PB": LARGE}, world))
+        print(f"\n{mesh_table(TRAININGS)}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from flows.plan_mesh import add_gpu_options, print_mesh_plan, read_gpus
 from sae.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,11 +38,12 @@ def add_plan_command(commands: "argparse._SubParsersAction[argparse.ArgumentPars
         help="storage (a GB and month; default 0.023), put (1000 requests that write or list; 0.005), get (1000 that "
         "read; 0.0004), hour (of this machine; 2.00); may be repeated",
     )
+    add_gpu_options(command)
     command.add_argument("--json", action="store_true", help="print one JSON document")
 
 
 def run_plan(options: argparse.Namespace) -> int:
-    """Print what a run would take. Returns: 0; 1 when it does not fit.
+    """Print what a run would take, or which mesh of `--gpus` trains its SAEs. Returns: 0; 1 when it does not fit.
 
     Raises: ConfigError, InputError as the run would.
     """
@@ -52,7 +54,7 @@ def run_plan(options: argparse.Namespace) -> int:
     from sae.store.storage.filesystem import Storage
     from tasks.progress import show_progress
 
-    prices = _prices(options.prices)
+    prices, gpus = _prices(options.prices), read_gpus(options)
     config = load_config(options.config, options.settings, options.root)
     storage = Storage(config.execution.root)
     with show_progress("corpus") as progress:
@@ -64,6 +66,8 @@ def run_plan(options: argparse.Namespace) -> int:
         print(f"sae-pipeline: does not fit: {err}", file=sys.stderr)
         return DOES_NOT_FIT
     check_batches(plan, sizes)
+    if gpus is not None:
+        return print_mesh_plan(plan, storage, sizes, gpus, as_json=options.json)
     found = _figures(plan, storage, sizes, prices)
     if options.json:
         print(json.dumps(found))

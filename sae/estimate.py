@@ -96,15 +96,22 @@ def estimate_training(plan: Plan, storage: Storage, places: Sequence[PlaceEstima
     return found
 
 
-def _estimate_place(plan: Plan, place: Place, storage: Storage, size: Size | None, *, control: bool) -> PlaceEstimate:
-    specs = plan.parts[place]
-    recorded = [read_record(storage, spec.ref) for spec in specs]
+def place_width(plan: Plan, place: Place, storage: Storage, size: Size | None) -> int:
+    """d_in of the activations of a hook point. Raises: ConfigError when only a run of the model can tell."""
+    recorded = [read_record(storage, spec.ref) for spec in plan.parts[place]]
     d_in = next((int(record.metrics["d_in"]) for record in recorded if record), size.d_in if size else None)
     if d_in is None:
         raise ConfigError(
             f"activations.hook_points: how wide {place[0]!r} is can be told by a run of the model alone "
             f"(subject.trust_remote_code). Run with a small activations.n_tokens first; its plan is recorded."
         )
+    return d_in
+
+
+def _estimate_place(plan: Plan, place: Place, storage: Storage, size: Size | None, *, control: bool) -> PlaceEstimate:
+    specs = plan.parts[place]
+    recorded = [read_record(storage, spec.ref) for spec in specs]
+    d_in = place_width(plan, place, storage, size)
     row_bytes = d_in * stored_dtype(specs[0].dtype).itemsize
     # [tokens of each part set], and how many of them a full part holds
     if isinstance(specs[0], GivenPartsSpec):

@@ -14,7 +14,6 @@ from sae.explain.config import LabelsConfig
 from sae.extract.config import AnyActivations, CorpusConfig, GivenActivations
 from sae.report.config import ReportConfig
 from sae.statistics.config import StatisticsConfig
-from sae.store.reading.shuffle import ShuffleConfig
 from sae.subject.config import SubjectConfig
 from sae.train.config import MeshConfig, TrainConfig, TrainingLog
 from sae.train.grid import TrainGrid, expand_grids
@@ -149,23 +148,9 @@ class PipelineConfig(FrozenConfig):
             seen.append(config)
 
     def _check_mesh(self) -> None:
-        mesh = self.execution.mesh
         for index, config in enumerate(self.saes):
-            where, n_streams = f"saes.{index}", ShuffleConfig().streams(config.batch_rows)
-            if config.sae.d_sae % mesh.latents:
-                raise ValueError(
-                    f"{where}.sae.d_sae: {config.sae.d_sae} is no multiple of execution.mesh.latents = {mesh.latents}"
-                )
-            if config.batch_rows % mesh.world:
-                raise ValueError(
-                    f"{where}.batch_rows: {config.batch_rows} is no multiple of execution.mesh's data * latents = "
-                    f"{mesh.world}"
-                )
-            if n_streams % mesh.data:
-                raise ValueError(
-                    f"execution.mesh.data: {mesh.data} processes cannot share the {n_streams} streams that batches of "
-                    f"{where}.batch_rows = {config.batch_rows} are read in. Choose a divisor of {n_streams}"
-                )
+            if (reason := self.execution.mesh.misfit(config, f"saes.{index}")) is not None:
+                raise ValueError(reason)
 
     def _check_concepts(self) -> None:
         if not isinstance(self.activations, GivenActivations):

@@ -19,6 +19,10 @@ def test_the_table_is_the_scripts(script: dict[str, Any]) -> None:
     assert table in (DOCS / "scale.md").read_text()
 
 
+def test_the_table_of_meshes_is_the_planners(script: dict[str, Any]) -> None:
+    assert script["mesh_table"](script["TRAININGS"]) in (DOCS / "scale.md").read_text()
+
+
 def test_what_a_store_of_eight_parts_takes(script: dict[str, Any]) -> None:
     # Eight parts of 2^17 rows of 8,204 bytes, in 32 row groups each.
     store = script["Store"](bytes=8 * 2**17 * (4096 * 2 + 12), workers=2)

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from sae.architectures.config import SAEConfig
 from sae.config import FrozenConfig, Ref, Spec
+from sae.store.reading.shuffle import ShuffleConfig
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 """How much of a running mean each step keeps."""
@@ -115,6 +116,27 @@ class MeshConfig(FrozenConfig):
     def world(self) -> int:
         """Processes in all."""
         return self.data * self.latents
+
+    def misfit(self, config: TrainConfig, where: str) -> str | None:
+        """Why it cannot share an SAE's latents or its batches evenly; None: it can.
+
+        Args:
+            where: the SAE's place in the configuration, `saes.0`.
+        """
+        if config.sae.d_sae % self.latents:
+            return f"{where}.sae.d_sae: {config.sae.d_sae} is no multiple of execution.mesh.latents = {self.latents}"
+        if config.batch_rows % self.world:
+            return (
+                f"{where}.batch_rows: {config.batch_rows} is no multiple of execution.mesh's data * latents = "
+                f"{self.world}"
+            )
+        n_streams = ShuffleConfig().streams(config.batch_rows)
+        if n_streams % self.data:
+            return (
+                f"execution.mesh.data: {self.data} processes cannot share the {n_streams} streams that batches of "
+                f"{where}.batch_rows = {config.batch_rows} are read in. Choose a divisor of {n_streams}"
+            )
+        return None
 
 
 class SAESpec(Spec):

@@ -209,5 +209,62 @@ def test_bad_input_is_one_clear_line(
     assert message in err.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--gpus", "0"], "--gpus 0: at least 1"),
+        (["--gpus", "8", "--gpus-per-node", "0"], "--gpus-per-node 0: at least 1"),
+        (["--gpus-per-node", "4"], "--gpus-per-node belongs to --gpus"),
+        (["--gpus", "2", "--gpu-memory", "80"], "--gpu-memory '80': write a number and one of kB, MB, GB"),
+        (["--gpus", "2", "--gpu-memory", "much"], "--gpu-memory 'much': write a number"),
+        (["--gpus", "2", "--rate", "disk=1"], "with one of float32, bfloat16, memory, nvlink, nic"),
+        (["--gpus", "2", "--rate", "nic=fast"], "'fast' is no number"),
+        (["--gpus", "2", "--rate", "nic=0"], "a rate is more than 0"),
+        (["--gpus", "12"], "12 GPUs are no whole nodes of 8"),
+        (["--gpus", "48"], "saes.0.sae.d_sae: 64 is no multiple of execution.mesh.latents = 48"),
+    ],
+)
+def test_gpus_that_make_no_mesh_are_one_clear_line(
+    options: list[str], message: str, config: PipelineConfig, planned: Planned
+) -> None:
+    code, found, err = planned(config, *options)
+    assert (code, found) == (2, {})
+    assert message in err.splitlines()[-1]
+
+
+def test_a_mesh_of_gpus_with_its_reasons(
+    config: PipelineConfig, planned: Planned, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    options = ["--gpus", "8", "--gpus-per-node", "4", "--gpu-memory", "1GB", "--rate", "nic=1e9"]
+    code, found, err = planned(config, *options)
+    assert code == 0, err
+    assert found["cluster"] == {"n_gpus": 8, "gpus_per_node": 4, "gpu_bytes": 10**9}
+    assert found["rates"]["nic"] == 1e9
+    assert [each["mesh"]["data"] * each["mesh"]["latents"] for each in found["layouts"]] == [8] * 4
+    assert found["chosen"] == {key: value for key, value in found["layouts"][0].items() if key != "fits"}
+    assert "saes.0 takes" in found["reasons"][0]
+    assert not Path(config.execution.root).parent.exists(), "nothing is written, nothing is probed"
+    assert main(["plan", str(tmp_path / "config.json"), *options]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    mesh = found["chosen"]["mesh"]
+    assert lines[-1] == f"execution.mesh = {{ data = {mesh['data']}, latents = {mesh['latents']} }}"
+    assert sum(" *  " in line for line in lines) == 1
+    assert set(found["reasons"]) < set(lines)
+
+
+def test_runs_of_a_sweep_are_named(config: PipelineConfig, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    saes = [config.saes[0].model_dump(mode="json") | {"seed": seed} for seed in range(4)]
+    (tmp_path / "config.json").write_text(with_settings(config, {"saes": saes}).model_dump_json())
+    assert main(["plan", str(tmp_path / "config.json"), "--gpus", "2"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "execution.mesh = { data = 1, latents = 1 }, in 2 runs with these saes: 0 2 | 1 3"
+
+
+def test_what_fits_no_gpu_is_refused(config: PipelineConfig, planned: Planned) -> None:
+    code, found, err = planned(config, "--gpus", "2", "--gpu-memory", "100kB")
+    assert (code, found) == (1, {})
+    assert "does not fit: saes.0 (d_sae = 64, d_in = 32) takes at least" in err
+
+
 def hours(found: dict[str, Any]) -> float:
     return sum(found["seconds"].values()) / 3600

@@ -15,7 +15,7 @@ from sae.train import selection
 from sae.train.backward import _add_auxk, batch_topk_gradients, topk_gradients
 from sae.train.backward_standard import standard_gradients
 from sae.train.collectives import ALONE, Collectives
-from sae.train.config import MeshConfig
+from sae.train.config import MeshConfig, TrainConfig
 from sae.train.dead_latents import DeadLatentClock
 from sae.train.init import initialise
 from sae.train.largest import DIGIT_BITS
@@ -51,6 +51,18 @@ IN_SHORT = ("topk", "topk, few of many dead, clipped", "batch_topk", "standard",
 """What two ranks go through; four go through all."""
 SINGLE = ("topk", "batch_topk")
 """Of these one step that selects in bfloat16 is compared, where many values tie."""
+TOLD: dict[str, tuple[TrainConfig, bool]] = {
+    name: (TrainConfig.model_validate({"sae": CONFIGS[case], "batch_rows": ROWS} | changes), dead)
+    for name, case, changes, dead in (
+        ("topk", "topk", {}, False),
+        ("topk, all dead, clipped", "topk", {"max_grad_norm": 1.0}, True),
+        ("topk in bfloat16", "topk", {"selection": "bfloat16"}, False),
+        ("batch_topk", "batch_topk", {}, False),
+        ("batch_topk in bfloat16, all dead", "batch_topk", {"selection": "bfloat16"}, True),
+        ("standard", "standard", {}, False),
+    )
+}
+"""Steps of which the bytes are counted, and whether all latents are dead before them."""
 N_WITH_A_MISTAKE = 20
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 K_OF_TIED, N_OF_TIED = 5, (1, 100, 700, 5000)
@@ -200,16 +212,19 @@ def all_cases(folder: Path) -> dict[str, Tensor]:
 
 
 def bytes_and_shapes() -> dict[str, Tensor]:
-    """What a rank of 1 x 2 and one of 2 x 1 receive in a step of topk while nothing is dead, and of what shapes."""
+    """What a rank of 1 x 2 and one of 2 x 1 receive in a step of every `TOLD`, and of what shapes."""
     found = {}
     for shape in MESHES[2]:
-        mesh = _Watched(MeshConfig(data=shape[0], latents=shape[1]), timedelta(seconds=60))
-        share = share_of(CONFIGS["topk"], mesh).float()
-        state = TrainState(share, make_optimizer(share, (0.9, 0.99)), DeadLatentClock(share.d_sae, DEAD_AFTER))
-        x = next(batches()).float()[mesh.data_rank :: mesh.n_data]
-        train_step(state, x, LR, VARIANCE, shared=mesh)
-        found |= {f"{shape} {method}": torch.tensor(n_bytes) for method, n_bytes in mesh.received.items()}
-        found[f"{shape} widest of a row"] = torch.tensor(max(mesh.widths))
+        for name, (config, dead) in TOLD.items():
+            mesh = _Watched(MeshConfig(data=shape[0], latents=shape[1]), timedelta(seconds=60))
+            share = share_of(config.sae, mesh).float()
+            state = TrainState(share, make_optimizer(share, (0.9, 0.99)), DeadLatentClock(share.d_sae, DEAD_AFTER))
+            state.clock.tokens_since_fired.fill_(DEAD_AFTER if dead else 0)
+            x = next(batches()).float()[mesh.data_rank :: mesh.n_data]
+            gradients = fast_gradients_selecting_in_bfloat16 if config.selection == "bfloat16" else fast_gradients
+            train_step(state, x, LR, VARIANCE, gradients, config.max_grad_norm, mesh)
+            found |= {f"{shape} told in {name}: {method}": torch.tensor(n) for method, n in mesh.received.items()}
+            found[f"{shape} told in {name}: widest of a row"] = torch.tensor(max(mesh.widths))
     return found
 
 

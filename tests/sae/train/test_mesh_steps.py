@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from sae.train.config import MeshConfig
 from sae.train.shares import LATENT_PARAMETERS
+from sae.train.step_costs import received_bytes
 from tests.sae.train import mesh_steps
 from tests.sae.train.mesh_steps import (
     CONFIGS,
@@ -20,8 +22,8 @@ from tests.sae.train.mesh_steps import (
     N_OF_TIED,
     N_STEPS,
     N_WITH_A_MISTAKE,
-    ROWS,
     SINGLE,
+    TOLD,
     tied_values,
 )
 from tests.sae.train.ranks import run_ranks
@@ -117,18 +119,14 @@ def test_the_largest_are_found_exactly_where_many_tie(
         assert torch.equal(of_batch.sort(descending=True).values, expected)
 
 
-def test_the_bytes_of_a_step_are_those_of_the_formula(of_two: Found) -> None:
-    b, d, n, k, s, L, D = ROWS, D_IN, D_SAE, CONFIGS["topk"].k, 4, 2, 2
-    received = {name: tensor for name, tensor in of_two[0].items() if tensor.ndim == 0}
-    found = received["(1, 2) among_largest_of_row"]
-    assert found == b * k * s * (L - 1) / L + (s + 4) * b * (L - 1) / L
-    small = 2 * (L - 1) / L * (d * s + s + 4)  # b_dec through the encoder, L0, whether any is dead
-    assert received["(1, 2) sum_latents"] == 2 * b * d * s * (L - 1) / L + small
-    small = 2 * (D - 1) / D * 4 * s  # losses
-    assert received["(2, 1) sum_rows"] == 2 * (2 * n * d + n + d) * s * (D - 1) / D + small
-    assert received["(2, 1) any_rows"] == 2 * n * (D - 1) / D
-
-
-def test_nothing_that_is_told_of_a_row_is_as_wide_as_the_latents(of_two: Found) -> None:
-    for shape in MESHES[2]:
-        assert int(of_two[0][f"{shape} widest of a row"]) <= max(D_IN, CONFIGS["topk"].k, 8)
+@pytest.mark.parametrize("step", TOLD)
+@pytest.mark.parametrize("shape", MESHES[2], ids="{0[0]} x {0[1]}".format)
+def test_the_bytes_of_a_step_are_those_of_the_formula(shape: tuple[int, int], step: str, of_two: Found) -> None:
+    config, dead = TOLD[step]
+    expected = received_bytes(config, D_IN, MeshConfig(data=shape[0], latents=shape[1]), dead=dead)
+    told = f"{shape} told in {step}: "
+    for of_rank in of_two:
+        found = {name.removeprefix(told): int(n) for name, n in of_rank.items() if name.startswith(told)}
+        # What is told of each row is as wide as the input, a row's candidates, a threshold with its ties: no wider.
+        assert found.pop("widest of a row") <= max(D_IN, config.sae.k_aux if dead else 0, 8)
+        assert found == expected
