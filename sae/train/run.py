@@ -36,6 +36,9 @@ from sae.weights import fold_decoder_norm, fold_input_scale
 
 logger = logging.getLogger(__name__)
 
+MOMENTS_ROWS = 16_384
+"""Rows whose moments are taken at once."""
+
 
 @dataclass(frozen=True)
 class DataMoments:
@@ -49,10 +52,11 @@ class DataMoments:
 
     @classmethod
     def of(cls, x: Tensor) -> "DataMoments":
-        """Of rows in memory [rows, d_in]."""
-        x = x.double()
-        mean = x.mean(dim=0)
-        return cls(mean, float((x - mean).square().sum(dim=1).mean()), len(x))
+        """Of rows in memory [rows, d_in], block by block: a copy of all in float64 may not fit."""
+        blocks = x.split(MOMENTS_ROWS)
+        mean = torch.stack([block.double().sum(dim=0) for block in blocks]).sum(dim=0) / len(x)
+        squares = torch.stack([(block.double() - mean).square().sum() for block in blocks]).sum()
+        return cls(mean, float(squares) / len(x), len(x))
 
     @property
     def rms(self) -> float:
