@@ -9,9 +9,7 @@ import torch
 
 from sae.errors import StoreError
 from sae.store import layout
-from sae.store.artefacts.checkpoints import (
-    named_tensor,
-)
+from sae.store.artefacts.modules import named_tensor
 from sae.store.storage.filesystem import Storage
 from tests.sae.store.artefacts.checkpointing import REF, Place, checkpoints, load, newest, save, stored
 
