@@ -9,13 +9,13 @@ and `normalize_activations` is "none". Equal weights give equal bytes.
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from sae.architectures import SAE, SAEConfig, TopKConfig, build_sae
 from sae.architectures.batch_topk import BatchTopKSAE
@@ -95,32 +95,59 @@ def save_sae(sae: SAE, folder: str | os.PathLike[str], metadata: dict[str, Any] 
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
 
 
+class SavedWeights(NamedTuple):
+    """What a folder holds. Of the tensors, which are the mapped file, only what is looked at is read."""
+
+    config: SAEConfig
+    d_in: int
+    tensors: dict[str, Tensor]
+    """Of every parameter and buffer of an SAE, by its name and in its shape."""
+
+    def sae(self, latents: slice = slice(None)) -> SAE:
+        """In memory. latents: an interval of them; the SAE then has fewer than its config says."""
+        with torch.device("meta"):
+            sae = build_sae(self.config, self.d_in)
+        for name, tensor in self.tensors.items():
+            own = tensor if name == "b_dec" or tensor.ndim == 0 else tensor[latents]
+            own = torch.empty(own.shape, dtype=own.dtype).copy_(own)
+            setattr(sae, name, nn.Parameter(own, requires_grad=False) if own.ndim else own)
+        sae.d_sae = len(sae.b_enc)
+        return sae
+
+
 def load_sae(folder: Path, device: torch.device | str = "cpu") -> SAE:
-    """Read what `save_sae` wrote, in the dtype it was saved in.
+    """Read what `save_sae` wrote, in the dtype it was saved in. Raises: as `read_weights`."""
+    return read_weights(folder).sae().to(device)
+
+
+def read_weights(folder: Path) -> SavedWeights:
+    """What `save_sae` wrote, as far as it is looked at.
 
     Raises: StoreError when a file is missing, unreadable, or the tensors do not fit the config.
     """
     try:
         cfg = json.loads((folder / CONFIG_FILE).read_text())
-        config = _SAE_CONFIG.validate_python(cfg["metadata"]["sae_config"])
-        sae = build_sae(config, cfg["d_in"]).to(DTYPES[cfg["dtype"]])
-        tensors = load_file(folder / WEIGHTS_FILE)
+        config, dtype = _SAE_CONFIG.validate_python(cfg["metadata"]["sae_config"]), DTYPES[cfg["dtype"]]
+        with torch.device("meta"):
+            sae = build_sae(config, cfg["d_in"])
+        saved = load_file(folder / WEIGHTS_FILE)
     except FileNotFoundError as err:
         raise StoreError(f"{err.filename or folder}: no such file; an SAE is {CONFIG_FILE} and {WEIGHTS_FILE}") from err
     except (ValueError, KeyError, TypeError, ValidationError, SafetensorError) as err:
         raise StoreError(f"{folder}: not an SAE written by this project ({err!r})") from err
-    tensors["W_enc"] = tensors["W_enc"].T.contiguous() if "W_enc" in tensors else torch.empty(0)
+    saved["W_enc"] = saved["W_enc"].T if "W_enc" in saved else torch.empty(0)
+    tensors = {}
     for name, parameter in sae.named_parameters():
-        found = tensors.get(name)
+        found = saved.get(name)
         if found is None or found.shape != parameter.shape:
             raise StoreError(
                 f"{folder / WEIGHTS_FILE}: tensor {name} should have the shape {tuple(parameter.shape)} of cfg.json, "
                 f"found {None if found is None else tuple(found.shape)}. The two files do not belong together."
             )
-        parameter.data.copy_(found)
+        tensors[name] = found.to(dtype)
     if isinstance(sae, BatchTopKSAE):
-        sae.threshold.copy_(_one_threshold(tensors.get("threshold"), sae.d_sae, folder))
-    return sae.to(device).requires_grad_(False)
+        tensors["threshold"] = _one_threshold(saved.get("threshold"), sae.d_sae, folder).to(dtype)
+    return SavedWeights(config, sae.d_in, tensors)
 
 
 def _one_threshold(threshold: Tensor | None, d_sae: int, folder: Path) -> Tensor:

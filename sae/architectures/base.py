@@ -1,6 +1,7 @@
 """What every sparse autoencoder has: four tensors, and encode, decode and forward over them."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor, nn
 
 from sae.architectures.config import SAEConfig
 from sae.errors import InputError
+
+AmongLargest = Callable[[Tensor, int], Tensor | None]
+"""(values [rows, columns], k) -> which of them are among the k largest of their row on all devices; None: all."""
 
 
 class SparseLatents(NamedTuple):
@@ -60,12 +64,7 @@ class SAE(nn.Module, ABC):
 
     def pre_acts(self, x: Tensor) -> Tensor:
         """Pre-activations. [..., d_in] -> [..., d_sae]. Raises: InputError for another width, dtype or device."""
-        self._check_input(x)
-        if x.shape[-1] != self.d_in:
-            raise InputError(
-                f"activations of width {x.shape[-1]} given to an SAE of d_in = {self.d_in}. "
-                f"It was trained on another hook point or another model."
-            )
+        self._check_activations(x)
         if not self.subtracts_b_dec:
             return F.linear(x, self.W_enc, self.b_enc)
         # The bias gets its gradient through a term that is zero: a product of a matrix and a vector, where
@@ -84,6 +83,13 @@ class SAE(nn.Module, ABC):
         row, latent = torch.nonzero(latents, as_tuple=True)
         return SparseLatents(row, latent, latents[row, latent])
 
+    def encode_own(self, x: Tensor, among_largest: AmongLargest) -> SparseLatents:
+        """`encode_sparse` of an SAE that has some of the latents of another: what the other finds among these.
+
+        Architectures whose latents compete for a place ask all devices who gets it; here every latent is for itself.
+        """
+        return self.encode_sparse(x)
+
     def decode(self, latents: Tensor) -> Tensor:
         """Reconstruction. [..., d_sae] -> [..., d_in]. Raises: InputError for another width, dtype or device."""
         self._check_input(latents)
@@ -93,11 +99,22 @@ class SAE(nn.Module, ABC):
 
     def decode_sparse(self, sparse: SparseLatents, n_rows: int) -> Tensor:
         """Reconstruction of `n_rows` rows from their positive latents. [n_rows, d_in]"""
+        return self.sum_decoder_rows(sparse, n_rows) + self.b_dec
+
+    def sum_decoder_rows(self, sparse: SparseLatents, n_rows: int) -> Tensor:
+        """Their reconstruction without b_dec. [n_rows, d_in]"""
         starts = torch.searchsorted(sparse.row, torch.arange(n_rows, device=sparse.row.device))
-        summed = F.embedding_bag(
+        return F.embedding_bag(
             sparse.latent, self.W_dec, starts, mode="sum", per_sample_weights=sparse.value.to(self.W_dec.dtype)
         )
-        return summed + self.b_dec
+
+    def _check_activations(self, x: Tensor) -> None:
+        self._check_input(x)
+        if x.shape[-1] != self.d_in:
+            raise InputError(
+                f"activations of width {x.shape[-1]} given to an SAE of d_in = {self.d_in}. "
+                f"It was trained on another hook point or another model."
+            )
 
     def _check_input(self, given: Tensor) -> None:
         if not isinstance(given, Tensor):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sae.architectures.base import SAE, SparseLatents
+from sae.architectures.base import SAE, AmongLargest, SparseLatents
 from sae.architectures.config import TopKConfig
 
 
@@ -34,8 +34,15 @@ class TopKSAE(SAE):
 
     def encode_sparse(self, x: Tensor) -> SparseLatents:
         """The positive latents of rows [rows, d_in], without the dense [rows, d_sae]. Raises: as in `SAE`."""
+        return self.encode_own(x, lambda values, k: None)
+
+    def encode_own(self, x: Tensor, among_largest: AmongLargest) -> SparseLatents:
+        """Of each row's k largest on all devices, those that are here and positive."""
         self._check_rows(x)
-        values, latents = self.select(self.pre_acts(x))
+        k = self.config.k
+        values, latents = self.pre_acts(x).topk(min(k, self.d_sae), dim=-1, sorted=False)
+        kept = among_largest(values, k)
+        values = values.relu() if kept is None else values.relu() * kept
         latents, order = latents.sort(dim=-1)
         values = values.gather(-1, order)
         row, column = torch.nonzero(values, as_tuple=True)

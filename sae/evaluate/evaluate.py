@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from sae.architectures.base import SAE
 from sae.evaluate.breakdown import Grouping, by_frequency, by_label, by_position
 from sae.evaluate.config import EvaluationSpec
 from sae.evaluate.controls import control_figures, make_controls, measure_controls
@@ -36,6 +37,7 @@ def evaluate_sae(
     storage: Storage,
     spec: EvaluationSpec,
     *,
+    sae: SAE | None = None,
     train_replicates: TrainReplicates | None = None,
     progress: Progress = silent,
 ) -> Record:
@@ -43,12 +45,16 @@ def evaluate_sae(
 
     Rows are held out when there are such rows, else those of training; `split` says which. Without text there is no
     cross-entropy, no error by position or token class, no interpretability score and no probe: those are null.
+
+    Args:
+        sae: that of the spec, in float32; None: it is read.
     """
     started = time.perf_counter()
     snapshot = read_snapshot(storage, spec.heldout_snapshot or spec.train_snapshot)
     train = read_snapshot(storage, spec.train_snapshot)
-    with records.local_files(storage, records.require_record(storage, spec.sae)) as folder:
-        sae = load_sae(folder).float()
+    if sae is None:
+        with records.local_files(storage, records.require_record(storage, spec.sae)) as folder:
+            sae = load_sae(folder).float()
     keep_rows = MAX_SCORED_ROWS if spec.tokens else 0
     groupings = _groupings(storage, spec, snapshot)
     found = measure_reconstruction(storage, sae, snapshot, keep_rows, groupings, progress=progress)
@@ -72,7 +78,7 @@ def evaluate_sae(
             if subject.causal:
                 evaluation["ce"] = cross_entropy_figures(storage, spec, subject, sae, train, controls, progress)
             about = (storage, spec, subject, snapshot, found, controls, control_found, folder)
-            evaluation["interpretability"] = write_rule_scores(*about)
+            evaluation["interpretability"] = write_rule_scores(*about, progress)
             if spec.config.n_probe_rows:
                 with torch.inference_mode():
                     evaluation["probing"] = write_probes(*about, progress)

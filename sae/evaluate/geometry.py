@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sae.architectures.base import SAE
 from sae.evaluate.controls import random_directions
-from sae.metrics import max_cosines
+from sae.metrics import BLOCK_ELEMENTS, max_cosines
 from sae.philox import philox
 
 DUPLICATE_ABOVE = 0.9
@@ -24,12 +24,15 @@ def decoder_geometry(sae: SAE, seed: int) -> dict[str, Any]:
     compared = np.sort(philox("compared rows", seed).permutation(sae.d_sae)[:MAX_COMPARED])
     random = random_directions(sae.d_sae, sae.d_in, seed)
     norms = sae.W_dec.norm(dim=1)
+    n_rows = max(1, BLOCK_ELEMENTS // sae.d_in)
+    pairs = ((sae.W_enc[i : i + n_rows].contiguous(), sae.W_dec[i : i + n_rows]) for i in range(0, sae.d_sae, n_rows))
+    own_cosines = torch.cat([F.cosine_similarity(encoders, decoders, dim=1) for encoders, decoders in pairs])
     return {
         "n_compared": len(compared),
         "duplicate_above": DUPLICATE_ABOVE,
         "decoder": directions_figures(sae.W_dec, compared),
         "random": directions_figures(random, compared),
-        "encoder_decoder_cosine": float(F.cosine_similarity(sae.W_enc, sae.W_dec, dim=1).double().mean()),
+        "encoder_decoder_cosine": float(own_cosines.double().mean()),
         "norm_min": float(norms.min()),
         "norm_max": float(norms.max()),
         "d_in": sae.d_in,

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from sae.evaluate.rows import RowTexts
+from sae.progress import Progress, silent
 
 KINDS = ("token", "previous token", "label")
 MAX_BASE_RATE = 0.35
@@ -107,7 +108,7 @@ class UnitScores(NamedTuple):
     """By name of the definition; meaningless for units that fire too rarely."""
 
 
-def score_units(firings: UnitFirings, n_units: int, texts: RowTexts) -> UnitScores:
+def score_units(firings: UnitFirings, n_units: int, texts: RowTexts, *, progress: Progress = silent) -> UnitScores:
     """Find each unit's best candidate under every definition.
 
     Args:
@@ -128,6 +129,7 @@ def score_units(firings: UnitFirings, n_units: int, texts: RowTexts) -> UnitScor
         looked_at = rank < definition.n_looked_at(n_fires)[unit]
         weight = value[looked_at] if definition.weighed else None
         winners[name] = _best(unit[looked_at], row[looked_at], weight, n_units, candidates, definition)
+        progress(len(winners), len(DEFINITIONS), "definitions", "interpretability")
     return UnitScores(n_fires, winners)
 
 

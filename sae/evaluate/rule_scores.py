@@ -10,6 +10,7 @@ from sae.evaluate.controls import Control, ControlFindings
 from sae.evaluate.interpretability import DEFINITIONS, Names, UnitScores, score_units, scores_table, summarize
 from sae.evaluate.neurons import score_neurons
 from sae.evaluate.reconstruction import Reconstruction
+from sae.progress import Progress
 from sae.store.artefacts import records
 from sae.store.snapshots.snapshot import Snapshot
 from sae.store.storage.filesystem import Storage
@@ -29,6 +30,7 @@ def write_rule_scores(
     controls: dict[str, Control],
     control_found: ControlFindings,
     folder: Path,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Write the tables of scores into `folder`; returns the part of evaluation.json that sums them up."""
     texts = found.texts
@@ -37,13 +39,13 @@ def write_rule_scores(
     labels = records.require_record(storage, spec.tokens[0]).metrics.get("label_names")
     names = Names(lambda ids: [printable(name) for name in token_bytes(subject.tokenizer, ids.tolist())], labels)
     scores: dict[str, UnitScores] = {
-        "latents": score_units(found.firings, found.counts.d_sae, texts),
+        "latents": score_units(found.firings, found.counts.d_sae, texts, progress=progress),
         "neurons": score_neurons(storage, snapshot, texts),
     }
     for name, file in TABLES.items():
         pq.write_table(scores_table(scores[name], min_fires, names), folder / file, compression="zstd")
     for name, firings in control_found.firings.items():
-        scores[name] = score_units(firings, controls[name].n_units, texts)
+        scores[name] = score_units(firings, controls[name].n_units, texts, progress=progress)
     return {
         "n_rows": len(texts),
         "min_fires": min_fires,

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sae.progress import Progress, silent
+
 BLOCK_ELEMENTS = 1 << 24
 """Elements of the largest temporary matrix (64 MiB of float32)."""
 
@@ -19,7 +21,7 @@ class Ranked(NamedTuple):
 
 
 @torch.inference_mode()
-def nearest_decoders(W_dec: Tensor, n: int) -> Ranked:
+def nearest_decoders(W_dec: Tensor, n: int, progress: Progress = silent) -> Ranked:
     """The n latents whose decoder rows have the largest cosine with each latent's, without itself.
 
     Args:
@@ -39,11 +41,12 @@ def nearest_decoders(W_dec: Tensor, n: int) -> Ranked:
         cosines = unit[rows] @ unit.T
         cosines[torch.arange(len(rows)), rows] = -torch.inf
         value[rows], index[rows] = cosines.topk(n, dim=1)
+        progress(start + len(rows), d_sae, "latents", "neighbours")
     return Ranked(index, value.clamp(-1, 1))
 
 
 @torch.inference_mode()
-def logit_effects(W_dec: Tensor, to_logits: Tensor, n: int) -> tuple[Ranked, Ranked]:
+def logit_effects(W_dec: Tensor, to_logits: Tensor, n: int, progress: Progress = silent) -> tuple[Ranked, Ranked]:
     """The n tokens whose logits a unit of each latent raises most, and those it lowers most, by the direct path.
 
     Each latent's effects are taken about their mean over the vocabulary, which no probability depends on.
@@ -65,6 +68,7 @@ def logit_effects(W_dec: Tensor, to_logits: Tensor, n: int) -> tuple[Ranked, Ran
         effects -= effects.mean(dim=1, keepdim=True)
         for ranked, largest in ((up, True), (down, False)):
             ranked.value[rows], ranked.indices[rows] = effects.topk(n, dim=1, largest=largest)
+        progress(min(start + block, d_sae), d_sae, "latents", "logits")
     return up, down
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sae.progress import Progress, silent
 from sae.statistics.firings import Block, Rows
 from sae.statistics.kept import derived_numbers, rank_in_run
 
@@ -83,7 +84,7 @@ class Coactivation(NamedTuple):
     """P(both) / (P(latent) P(other)) on the sampled rows. float64"""
 
 
-def coactivation(sampled: SampledRows, d_sae: int, n: int) -> Coactivation:
+def coactivation(sampled: SampledRows, d_sae: int, n: int, progress: Progress = silent) -> Coactivation:
     """The n latents that each latent fires together with most, by lift; pairs below MIN_TOGETHER rows are left out.
 
     Memory: blocks of latents times d_sae counts.
@@ -113,6 +114,7 @@ def coactivation(sampled: SampledRows, d_sae: int, n: int) -> Coactivation:
         order = order[rank_in_run(a[order]) < n]
         a, b, both, lift = a[order], b[order], both[order], lift[order]
         pieces.append((a, b, both, both / fires[a], lift))
+        progress(stop, d_sae, "latents", "that fire together")
     if not pieces:
         empty = np.empty(0, np.int64)
         return Coactivation(empty, empty, empty, empty.astype(float), empty.astype(float))

@@ -41,17 +41,20 @@ def count_parts(storage: Storage, spec: StatisticsSpec) -> int:
     return len(list_parts(storage, spec))
 
 
-def statistics_of_part(storage: Storage, spec: StatisticsSpec, part: int, *, progress: Progress = silent) -> Record:
+def statistics_of_part(
+    storage: Storage, spec: StatisticsSpec, part: int, *, sae: SAE | None = None, progress: Progress = silent
+) -> Record:
     """Accumulate one part of the snapshots and commit it as the same part of the statistics artefact.
 
     Args:
         part: 0 to count_parts - 1: the parts of the held-out snapshot, then those of the training snapshot.
+        sae: that of the spec, in float32; None: it is read.
     """
     started = time.perf_counter()
     parts = list_parts(storage, spec)
     source = parts[part]
-    sae = _load_sae(storage, spec)
-    sums = LatentSums(_sizes(storage, spec, sae, parts))
+    sae = sae or _load_sae(storage, spec)
+    sums = LatentSums(_sizes(storage, spec, parts))
     done = 0
     for block in iter_blocks(storage, sae, source, source.contexts(storage)):
         sums.add(source.split, block)
@@ -71,21 +74,26 @@ def merge_parts(storage: Storage, spec: StatisticsSpec, part: int, *, progress: 
     started = time.perf_counter()
     parts = list_parts(storage, spec)
     (node,) = [node for level in merge_levels(len(parts)) for node in level if node.part == part]
-    sums = LatentSums(_sizes(storage, spec, _load_sae(storage, spec), parts))
+    sums = LatentSums(_sizes(storage, spec, parts))
     _merge_files(storage, spec, sums, node.children, progress)
     merged = {"merges": [node.children.start, node.children.stop]}
     return _commit_partial(storage, spec, part, sums, merged, started)
 
 
-def merge_statistics(storage: Storage, spec: StatisticsSpec, *, progress: Progress = silent) -> Record:
+def merge_statistics(
+    storage: Storage, spec: StatisticsSpec, *, sae: SAE | None = None, progress: Progress = silent
+) -> Record:
     """Merge what the tree leaves, read the examples' contexts and write the tables.
+
+    Args:
+        sae: that of the spec, in float32; None: it is read.
 
     Raises: StoreError when a partial result is not finished.
     """
     started = time.perf_counter()
     parts = list_parts(storage, spec)
-    sae = _load_sae(storage, spec)
-    sums = LatentSums(_sizes(storage, spec, sae, parts))
+    sae = sae or _load_sae(storage, spec)
+    sums = LatentSums(_sizes(storage, spec, parts))
     _merge_files(storage, spec, sums, roots(len(parts)), progress)
 
     config, has_text = spec.config, bool(spec.tokens)
@@ -110,12 +118,12 @@ def merge_statistics(storage: Storage, spec: StatisticsSpec, *, progress: Progre
         sums,
         edges,
         tables.DecoderFacts(
-            nearest_decoders(sae.W_dec, config.n_neighbours),
+            nearest_decoders(sae.W_dec, config.n_neighbours, progress),
             nearest_neurons(sae.W_dec, config.n_neurons),
-            None if to_logits is None else logit_effects(sae.W_dec, to_logits, config.n_logits),
+            None if to_logits is None else logit_effects(sae.W_dec, to_logits, config.n_logits, progress),
         ),
         associations,
-        coactivation(sampled, sae.d_sae, config.n_coactive),
+        coactivation(sampled, sae.d_sae, config.n_coactive, progress),
         tables.Names(token_names, _label_names(storage, spec), sums.position_edges),
         dense_above=config.dense_above,
         duplicate_above=config.duplicate_above,
@@ -146,11 +154,11 @@ def merge_statistics(storage: Storage, spec: StatisticsSpec, *, progress: Progre
         return records.commit(storage, spec, folder, metrics, seconds=time.perf_counter() - started)
 
 
-def _sizes(storage: Storage, spec: StatisticsSpec, sae: SAE, parts: list[StatisticsPart]) -> Sizes:
+def _sizes(storage: Storage, spec: StatisticsSpec, parts: list[StatisticsPart]) -> Sizes:
     n_rows = sum(part.n_rows for part in parts)
     tokens = [records.require_record(storage, ref) for ref in spec.tokens]
     return Sizes(
-        d_sae=sae.d_sae,
+        d_sae=int(records.require_record(storage, spec.sae).spec["config"]["sae"]["d_sae"]),
         n_top=spec.config.n_top,
         n_samples=spec.config.n_samples,
         seed=spec.seed,

@@ -85,5 +85,17 @@ class Collectives(Group):
         """All latents' rows of a tensor of the CPU on the first device, None elsewhere. [own latents, ...]"""
         return own
 
+    def from_first(self, tensor: Tensor) -> Tensor:
+        """What the first of the devices with the same rows has, on all of them; may change `tensor`."""
+        return tensor
+
+    def to_first(self, own: Tensor) -> Tensor:
+        """Of the devices with the same rows, all tensors end to end on the first, none elsewhere.
+
+        Args:
+            own: another length on another device. [n, ...]
+        """
+        return own
+
 
 ALONE = Collectives()

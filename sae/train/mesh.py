@@ -172,6 +172,24 @@ class Mesh(Collectives):
             )
         return whole
 
+    def from_first(self, tensor: Tensor) -> Tensor:
+        """In place, where `tensor` is contiguous."""
+        tensor = tensor.contiguous()
+        with _peers("from_first"):
+            dist.broadcast(tensor, self.rank - self.latent_rank, self._others_latents)
+        if self.latent_rank > 0:
+            self.received["from_first"] += tensor.nbytes
+        return tensor
+
+    def to_first(self, own: Tensor) -> Tensor:
+        """The lengths first, then the tensors."""
+        n_others = [0] * (self.n_latent - 1)
+        lengths = torch.zeros(self.n_latent, dtype=torch.int64)
+        lengths[self.latent_rank] = len(own)
+        lengths = self._reduce("to_first", lengths, self._others_latents)
+        received = lengths.tolist() if self.latent_rank == 0 else [0, *n_others]
+        return self._exchange("to_first", own.contiguous(), [len(own), *n_others], received)
+
     def agree(self, wish: bool) -> bool:
         """By a maximum over all ranks."""
         return bool(self._reduce("agree", torch.tensor(int(wish)), self._all, dist.ReduceOp.MAX))
@@ -223,7 +241,7 @@ class Mesh(Collectives):
         with _peers(method):
             dist.all_to_all_single(found, rows, received, sent, self._others_latents)
         n_others = len(found) - received[self.latent_rank]
-        self.received[method] += n_others * rows[:1].nbytes if len(rows) else 0
+        self.received[method] += n_others * found[:1].nbytes if len(found) else 0
         return found
 
 

@@ -58,7 +58,9 @@ def make_world(tmp_path: Path) -> Callable[..., World]:
         subject: str = f"subjects/{NOWHERE}",
         vocab_size: int = 20,
         root: str | None = None,
+        exact: bool = False,
     ) -> World:
+        """exact: rows and weights are such that float32 rounds nothing and no two latents of a row are equal."""
         storage = Storage(root or str(tmp_path / "store"))
         rng = np.random.default_rng(0)
         refs, contexts, rows, parts = [], {}, {}, {"train": [], "heldout": []}
@@ -75,7 +77,7 @@ def make_world(tmp_path: Path) -> Callable[..., World]:
             tables = _write_tokens(storage, spec, rng, n_train, n_heldout, n_tokens, vocab_size)
             for split, table in tables.items():
                 contexts[segment, split] = table
-                ref, acts = _write_parts(storage, spec, subject, split, table, rng, d_in, contexts_per_part)
+                ref, acts = _write_parts(storage, spec, subject, split, table, rng, d_in, contexts_per_part, exact)
                 parts[split].append(ref)
                 rows[segment, split] = acts
         snapshots = {}
@@ -83,7 +85,7 @@ def make_world(tmp_path: Path) -> Callable[..., World]:
             snapshot = SnapshotSpec(parts=tuple(part_refs), n_tokens=None)
             commit_snapshot(storage, snapshot)
             snapshots[split] = snapshot.ref
-        sae_ref, sae = write_sae(storage, snapshots["train"], d_in, sae_config or TopKConfig(d_sae=8, k=2))
+        sae_ref, sae = write_sae(storage, snapshots["train"], d_in, sae_config or TopKConfig(d_sae=8, k=2), exact)
         return World(storage, tuple(refs), snapshots, sae_ref, sae, contexts, rows)
 
     return make
@@ -169,7 +171,7 @@ def pin_one_layer_model(one_layer_model: Path) -> Callable[[Storage], str]:
     return pin
 
 
-def write_sae(storage: Storage, snapshot: str, d_in: int, config: SAEConfig) -> tuple[str, SAE]:
+def write_sae(storage: Storage, snapshot: str, d_in: int, config: SAEConfig, exact: bool = False) -> tuple[str, SAE]:
     """Commit an SAE with random weights."""
     generator = torch.Generator().manual_seed(0)
     sae = build_sae(config, d_in)
@@ -179,6 +181,11 @@ def write_sae(storage: Storage, snapshot: str, d_in: int, config: SAEConfig) -> 
         sae.b_dec.copy_(0.1 * torch.randn(d_in, generator=generator))
         for threshold in sae.buffers():
             threshold.fill_(0.2)
+        if exact:
+            sae.W_dec.copy_(torch.randint(-3, 4, sae.W_dec.shape, generator=generator) / 2)
+            sae.W_enc.copy_(sae.W_dec)
+            sae.b_dec.copy_(torch.randint(-1, 2, (d_in,), generator=generator) / 8)
+            sae.b_enc.copy_(torch.randperm(config.d_sae, generator=generator) / 2**12 - 0.25)
     spec = SAESpec(config=TrainConfig(sae=config, hook_point=HOOK_POINT), snapshot=snapshot, order_seed=0)
     with storage.staging() as folder:
         save_sae(sae, folder)
@@ -240,6 +247,7 @@ def _write_parts(
     rng: np.random.Generator,
     d_in: int,
     contexts_per_part: int,
+    exact: bool,
 ) -> tuple[str, dict[tuple[int, int], np.ndarray]]:
     """Rows of all tokens that are neither padding nor special, permuted within the part."""
     spec = PartsSpec(
@@ -257,6 +265,8 @@ def _write_parts(
     rows = {}
     # Drawn for the whole split, so that another division into parts has the same rows.
     acts = rng.standard_normal((*table.tokens.shape, d_in)).astype(np.float16)
+    if exact:
+        acts = np.round(acts * 8) / 8
     orders = np.random.default_rng(1)
     n_parts = -(-len(table) // contexts_per_part)
     for part in range(n_parts):
