@@ -16,6 +16,7 @@ never leave their rank, nor does anything else with a column for every latent.
 import contextlib
 import itertools
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -30,6 +31,11 @@ from sae.train.config import MeshConfig
 from sae.train.largest import cut_rows, keep_in_rows, n_th_largest, places_left
 
 __all__ = ["Mesh", "MeshConfig", "connect"]
+
+_LOST = (dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError)
+_LOST_BY_GLOO = re.compile(r"\[[^\s\]]*/gloo/transport/|Application timeout caused pair closure")
+"""gloo raises a plain RuntimeError, like a wrong shape: one of its transport begins with the place in its sources
+("[.../gloo/transport/tcp/pair.cc:553] Connection closed by peer"), and only the first one after a timeout does."""
 
 
 @contextlib.contextmanager
@@ -253,10 +259,13 @@ def _own_group(groups: list[list[int]], rank: int, timeout: timedelta) -> dist.P
 
 @contextlib.contextmanager
 def _peers(what: str) -> Iterator[None]:
-    """Raises: TransientError when a collective fails."""
+    """Raises: TransientError when another rank has ended, hangs or cannot be reached; an error of any other kind stays
+    what it is."""
     try:
         yield
     except RuntimeError as err:
+        if not isinstance(err, _LOST) and not _LOST_BY_GLOO.search(str(err)):
+            raise
         raise TransientError(
             f"rank {os.environ.get('RANK')} lost touch with the other ranks ({what}: {str(err).splitlines()[0]}). "
             f"One of them has ended or hangs: all are to be started again, and go on from their checkpoint."

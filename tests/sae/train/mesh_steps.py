@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -194,6 +195,7 @@ def one_step_in_bfloat16(case: str, shared: Collectives = ALONE) -> dict[str, Te
 def all_cases(folder: Path) -> dict[str, Tensor]:
     """On every mesh of the world: all cases, and on those of two ranks all mistakes."""
     found = largest_with_ties()
+    wrong_shapes_are_not_lost_ranks()
     cases = list(CONFIGS)
     if dist.get_world_size() == 2:
         cases = list(IN_SHORT)
@@ -226,6 +228,14 @@ def bytes_and_shapes() -> dict[str, Tensor]:
             found |= {f"{shape} told in {name}: {method}": torch.tensor(n) for method, n in mesh.received.items()}
             found[f"{shape} told in {name}: widest of a row"] = torch.tensor(max(mesh.widths))
     return found
+
+
+def wrong_shapes_are_not_lost_ranks() -> None:
+    """A mistake of ours is not worth a retry."""
+    world = dist.get_world_size()
+    mesh = Mesh(MeshConfig(latents=world), timedelta(seconds=60))
+    with pytest.raises(RuntimeError, match="Split sizes"):
+        mesh._exchange("too many rows", torch.zeros(1), [2] * world, [2] * world)
 
 
 class _Watched(Mesh):

@@ -26,10 +26,7 @@ SECONDS = 240
 
 def run_ranks(world: int, function: Callable[[Path], dict[str, Tensor]], folder: Path) -> list[dict[str, Tensor]]:
     """What the function returns for the folder in each rank of a world. It makes `Mesh`es of the world as it likes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    shared = environment(world)
     name = f"{function.__module__}:{function.__name__}"
     started = [
         subprocess.Popen(
@@ -48,6 +45,14 @@ def run_ranks(world: int, function: Callable[[Path], dict[str, Tensor]], folder:
             process.kill()
     assert not any(process.returncode for process in started), "\n".join(errors)
     return [load_file(folder / f"rank-{rank}.safetensors") for rank in range(world)]
+
+
+def environment(world: int) -> dict[str, str]:
+    """What torchrun tells the processes of a new world, but for their ranks."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,9 @@
-"""Joining a mesh; what is told in one is in test_mesh_steps.py."""
+"""Joining a mesh, and losing a rank of it; what is told in one is in test_mesh_steps.py."""
+
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch.distributed as dist
@@ -6,6 +11,7 @@ import torch.distributed as dist
 from sae.errors import ConfigError
 from sae.train.collectives import ALONE
 from sae.train.mesh import MeshConfig, connect
+from tests.sae.train.ranks import ROOT, environment
 
 
 def test_a_mesh_of_one_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,3 +31,45 @@ def test_another_number_of_processes_than_the_mesh_has_places_is_refused(
     message = f"2 x 2 needs 4 processes, {started or 1} were started"
     with pytest.raises(ConfigError, match=message), connect(MeshConfig(data=2, latents=2), timeout_seconds=1):
         pass
+
+
+ONE_IS_LOST = """
+import os, signal, torch
+from sae.errors import TransientError
+from sae.train.config import MeshConfig
+from sae.train.mesh import connect
+with connect(MeshConfig(latents=2), timeout_seconds=3) as shared:
+    print(shared.collect(os.getpid())[1], flush=True)
+    if shared.rank == 1:
+        os.kill(os.getpid(), {signal})
+    for what in (lambda: shared.sum_latents(torch.ones(3)), lambda: shared.sum_latents(torch.ones(3))):
+        try:
+            what()
+        except TransientError as err:
+            print(err, flush=True)
+    os._exit(0)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_rank_that_is_lost_is_worth_a_retry_for_the_others(how: signal.Signals) -> None:
+    """At its first collective and at any later one."""
+    shared = environment(world=2)
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", ONE_IS_LOST.format(signal=int(how))],
+            cwd=ROOT,
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        out, _ = ranks[0].communicate(timeout=120)
+    finally:
+        for process in ranks:
+            process.kill()
+            process.communicate()
+    assert out.count("rank 0 lost touch with the other ranks (sum_latents: ") == 2
