@@ -3,6 +3,7 @@
 Ties for the last place go to the first devices, so exactly as many are kept as on one device.
 """
 
+import bisect
 from collections.abc import Callable
 
 import torch
@@ -76,11 +77,12 @@ def n_th_largest(values: Tensor, n: int, summed: Callable[[Tensor], Tensor]) -> 
         if top < n_bits:
             bits = bits[bits >> top == prefix]
         digits = (bits >> low) & ((1 << (top - low)) - 1)
-        from_top = summed(torch.bincount(digits, minlength=1 << (top - low))).flip(0).cumsum(0)
-        if top == n_bits and int(from_top[-1]) < n:
+        # As a list: a GPU is waited for once, not at every look.
+        from_top = summed(torch.bincount(digits, minlength=1 << (top - low))).flip(0).cumsum(0).tolist()
+        if top == n_bits and from_top[-1] < n:
             return None
-        place = int(torch.searchsorted(from_top, left))
-        left -= int(from_top[place - 1]) if place else 0
+        place = bisect.bisect_left(from_top, left)
+        left -= from_top[place - 1] if place else 0
         prefix = (prefix << (top - low)) | (len(from_top) - 1 - place)
     threshold = torch.tensor(prefix, dtype=bits.dtype, device=values.device).view(values.dtype)
     return threshold, left
