@@ -37,12 +37,14 @@ def topk_gradients(
     dead: Tensor | None,
     variance: float,
     shared: Collectives = ALONE,
+    n_rows: int | None = None,
     *,
     selection: torch.dtype | None = None,
 ) -> Losses:
     """`topk_losses`, with the gradient of every parameter left in it.
 
     Args:
+        n_rows: of the batch, on all devices; None: x has all of them.
         selection: dtype of the product that decides which latents are selected; None: that of the SAE. The selected
             pre-activations are then computed again, so everything but the choice is as exact as without.
     """
@@ -53,7 +55,7 @@ def topk_gradients(
     pairs, values = Pairs.of_rows(values, latents, shared.among_largest_of_row(values, k), sae.d_sae)
     if selection is not None:
         values = _pre_acts(sae, pairs, x_in)
-    return _gradients(sae, x, x_in, shared.count_rows(len(x)), pairs, values, dead, variance, shared)
+    return _gradients(sae, x, x_in, len(x) if n_rows is None else n_rows, pairs, values, dead, variance, shared)
 
 
 @torch.no_grad()
@@ -63,13 +65,14 @@ def batch_topk_gradients(
     dead: Tensor | None,
     variance: float,
     shared: Collectives = ALONE,
+    n_rows: int | None = None,
     *,
     selection: torch.dtype | None = None,
 ) -> Losses:
-    """`batch_topk_losses`, with the gradient of every parameter left in it. selection: as in `topk_gradients`."""
+    """`batch_topk_losses`, with the gradient of every parameter left in it. Arguments: as of `topk_gradients`."""
     sae = cast(BatchTopKSAE, sae)
     x_in = x - sae.b_dec
-    n_rows = shared.count_rows(len(x))
+    n_rows = len(x) if n_rows is None else n_rows
     n = n_rows * sae.config.k
     selected = select_batch_topk(x_in, sae.W_enc, sae.b_enc, n, selection)
     kept = shared.among_largest_of_batch(selected[0], n)
@@ -173,7 +176,7 @@ def _add_auxk(
     return aux
 
 
-_Gradients = Callable[[SAE, Tensor, Tensor | None, float, Collectives], Losses]
+_Gradients = Callable[[SAE, Tensor, Tensor | None, float, Collectives, int | None], Losses]
 
 GRADIENTS: dict[str, _Gradients] = {
     "batch_topk": batch_topk_gradients,

@@ -18,15 +18,23 @@ SPARSE_BELOW = 0.06
 
 @torch.no_grad()
 def standard_gradients(
-    sae: SAE, x: Tensor, dead: Tensor | None, variance: float, shared: Collectives = ALONE
+    sae: SAE,
+    x: Tensor,
+    dead: Tensor | None,
+    variance: float,
+    shared: Collectives = ALONE,
+    n_rows: int | None = None,
 ) -> Losses:
     """`standard_losses`, with the gradient of every parameter left in it.
 
     Whether a tile is dense or sparse is decided by its own positive latents, so nothing is remembered between steps.
     Parameters may have a leading dimension, several SAEs stacked: then so have the losses, and all is dense.
+
+    Args:
+        n_rows: of the batch, on all devices; None: x has all of them.
     """
     sae = cast(StandardSAE, sae)
-    config, d_in, n_rows = sae.config, sae.d_in, shared.count_rows(len(x))
+    config, d_in, n_rows = sae.config, sae.d_in, len(x) if n_rows is None else n_rows
     stacked = sae.W_enc.ndim > 2
     x_in = x - sae.b_dec.unsqueeze(-2) if sae.subtracts_b_dec else x
     summed = config.reduction == "sum"

@@ -43,10 +43,6 @@ class Collectives(Group):
         """Whether a flag is set on any device that has other rows. bool; may change `flags`."""
         return flags
 
-    def count_rows(self, n_rows: int) -> int:
-        """Rows of all devices together. They need not have equally many: the last batch of an epoch may be short."""
-        return n_rows
-
     def among_largest_of_row(self, values: Tensor, k: int) -> Tensor | None:
         """Which of the largest values that this device has of every row are among the k largest of all devices'.
 

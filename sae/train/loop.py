@@ -105,7 +105,7 @@ def train_saes(
                 if not member.is_at(step):
                     continue
                 with member.keeping_its_error():
-                    member.run.advance(x)
+                    member.run.advance(x, loader.n_rows)
                     member.logs.write()
                     if member.run.finished:
                         member.commit(time.perf_counter() - started)

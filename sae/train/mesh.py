@@ -9,7 +9,7 @@ What a rank receives in a step of topk, with b rows of B, n / L latents, and s b
     reconstruction       2 b d s (L - 1) / L
     gradients            2 (2 n d / L + n / L + d) s (D - 1) / D
 
-and little else: numbers of rows, latents that have fired, scalars, the gradient of b_dec. The pre-activations [b, n]
+and little else: latents that have fired, scalars, the gradient of b_dec. The pre-activations [b, n]
 never leave their rank, nor does anything else with a column for every latent.
 """
 
@@ -120,10 +120,6 @@ class Mesh(Collectives):
     def any_rows(self, flags: Tensor) -> Tensor:
         """A byte a flag."""
         return self._reduce("any_rows", flags.to(torch.uint8), self._others_rows, dist.ReduceOp.MAX).bool()
-
-    def count_rows(self, n_rows: int) -> int:
-        """On the CPU: nothing waits for a GPU."""
-        return int(self._reduce("count_rows", torch.tensor(n_rows), self._others_rows))
 
     def among_largest_of_row(self, values: Tensor, k: int) -> Tensor | None:
         """By two all-to-all exchanges: every rank merges the candidates of its share of the rows.

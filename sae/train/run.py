@@ -167,8 +167,12 @@ class TrainingRun:
         config = self.config
         return learning_rate(step, self.n_steps, self.peak_lr, config.warmup_fraction, config.decay_fraction)
 
-    def advance(self, x: Tensor) -> None:
-        """Train on one batch, or this device's rows of it, in the data's own units. x: [rows, d_in]
+    def advance(self, x: Tensor, n_rows: int | None = None) -> None:
+        """Train on one batch, or this device's rows of it, in the data's own units.
+
+        Args:
+            x: [rows, d_in]
+            n_rows: of the batch, on all devices; None: x has all of them.
 
         Raises:
             ConfigError: the batch has another width.
@@ -186,7 +190,7 @@ class TrainingRun:
                 state.step, self.n_steps, standard.l1_coefficient, standard.l1_warmup_fraction
             )
         x = x.to(self.device) * self.scale
-        losses = train_step(state, x, lr, self.variance, self._gradients, config.max_grad_norm, self.shared)
+        losses = train_step(state, x, lr, self.variance, self._gradients, config.max_grad_norm, self.shared, n_rows)
         if self.average is not None:
             self.average.update(state.sae, state.step)
         n_points = len(self.curve.rows)

@@ -22,10 +22,12 @@ from sae.train.shares import LATENT_PARAMETERS
 ADAM_EPS = 6.25e-10
 """Gao et al. 2024: gradients of rare latents are small, and the usual 1e-8 would slow them down."""
 
-Gradients = Callable[[SAE, Tensor, Tensor | None, float, Collectives], Losses]
-"""(sae, x [batch, d_in], dead latents or None, variance of x, devices) -> losses; leaves every parameter its gradient.
+Gradients = Callable[[SAE, Tensor, Tensor | None, float, Collectives, int | None], Losses]
+"""(sae, x [batch, d_in], dead latents or None, variance of x, devices, rows of all of them or None) -> losses; leaves
+every parameter its gradient.
 
-x and sae are this device's rows and latents, the losses and gradients its rows' share of the means over all rows."""
+x and sae are this device's rows and latents, the losses and gradients its rows' share of the means over all rows.
+Without a number of rows x has all of them."""
 
 
 @dataclass
@@ -48,20 +50,37 @@ def make_optimizer(sae: SAE, betas: tuple[float, float]) -> torch.optim.Adam:
     return torch.optim.Adam(sae.parameters(), lr=0.0, betas=betas, eps=ADAM_EPS, fused=True)
 
 
-def fast_gradients(sae: SAE, x: Tensor, dead: Tensor | None, variance: float, shared: Collectives = ALONE) -> Losses:
+def fast_gradients(
+    sae: SAE,
+    x: Tensor,
+    dead: Tensor | None,
+    variance: float,
+    shared: Collectives = ALONE,
+    n_rows: int | None = None,
+) -> Losses:
     """The losses of a batch, and their gradients as written by hand for the architecture."""
-    return GRADIENTS[sae.config.architecture](sae, x, dead, variance, shared)
+    return GRADIENTS[sae.config.architecture](sae, x, dead, variance, shared, n_rows)
 
 
 def fast_gradients_selecting_in_bfloat16(
-    sae: SAE, x: Tensor, dead: Tensor | None, variance: float, shared: Collectives = ALONE
+    sae: SAE,
+    x: Tensor,
+    dead: Tensor | None,
+    variance: float,
+    shared: Collectives = ALONE,
+    n_rows: int | None = None,
 ) -> Losses:
     """`fast_gradients`, but the product that decides which latents are selected is made in bfloat16."""
-    return BFLOAT16_SELECTION[sae.config.architecture](sae, x, dead, variance, shared)
+    return BFLOAT16_SELECTION[sae.config.architecture](sae, x, dead, variance, shared, n_rows)
 
 
 def autograd_gradients(
-    sae: SAE, x: Tensor, dead: Tensor | None, variance: float, shared: Collectives = ALONE
+    sae: SAE,
+    x: Tensor,
+    dead: Tensor | None,
+    variance: float,
+    shared: Collectives = ALONE,
+    n_rows: int | None = None,
 ) -> Losses:
     """The losses of a batch, and their gradients by automatic differentiation: the reference, on one device."""
     sae.zero_grad(set_to_none=True)
@@ -78,21 +97,22 @@ def train_step(
     gradients: Gradients = fast_gradients,
     max_grad_norm: float | None = None,
     shared: Collectives = ALONE,
+    n_rows: int | None = None,
 ) -> Losses:
     """Train on one batch.
 
     Args:
         x: this device's rows, as the SAE sees them. [batch, d_in]
         variance: of x per element, over all the data.
+        n_rows: of the batch, on all devices; None: x has all of them.
 
     Returns: the losses of all rows. On a mesh `fired` is of this device's latents.
     """
-    sae, clock = state.sae, state.clock
+    sae, clock, n_rows = state.sae, state.clock, len(x) if n_rows is None else n_rows
     with products_by(state.products):
-        losses = gradients(sae, x, clock.dead_or_none(shared), variance, shared)
+        losses = gradients(sae, x, clock.dead_or_none(shared), variance, shared, n_rows)
     losses = sum_over_rows(sae, losses, shared)
     apply_gradients(sae, state.optimizer, lr, max_grad_norm, shared)
-    n_rows = shared.count_rows(len(x))
     clock.update(losses.fired, n_rows)
     state.step += 1
     state.n_tokens += n_rows

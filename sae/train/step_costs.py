@@ -41,7 +41,6 @@ AXES: dict[str, Axis] = {
     "among_largest_of_batch": "all",
     "among_largest_of_row": "latents",
     "any_rows": "data",
-    "count_rows": "data",
     "norm_latents": "latents",
     "sum_latents": "latents",
     "sum_rows": "data",
@@ -112,7 +111,6 @@ def collectives(config: TrainConfig, d_in: int, mesh: MeshConfig, *, dead: bool 
         n_rows = (b // mesh.latents) * (mesh.latents - 1)
         yield from (("among_largest_of_row", n_rows * size) for size in (k * itemsize, itemsize + 4) if n_rows)
 
-    yield from reduced("count_rows", 8, 8)
     yield from reduced("sum_latents", 4, s, d * s)  # whether any is dead, L0, b_dec through the encoder
     if isinstance(sae, StandardConfig):
         yield from reduced("sum_latents", *(min(TILE_ROWS, b - start) * d * s for start in range(0, b, TILE_ROWS)), s)

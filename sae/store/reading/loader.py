@@ -66,6 +66,8 @@ class Loader:
         _check(snapshot, batch_rows, n_lanes, rank, world)
         self.cursor = cursor or Cursor()
         """The next batch: store it, and other loaders continue from it."""
+        self.n_rows = 0
+        """Rows of the batch that was handed out last, those of all ranks."""
         self.rows_per_epoch = snapshot.n_rows
         self._d_in, self._seed = snapshot.d_in, seed
         self._lanes = Lanes(snapshot.n_rows, batch_rows, n_lanes)
@@ -128,7 +130,7 @@ class Loader:
                 used_on = torch.cuda.current_stream(self._device)
                 used_on.wait_event(batch.copied)
                 batch.x.record_stream(used_on)
-            self.cursor = batch.after
+            self.cursor, self.n_rows = batch.after, self._lanes.batch_size(batch.after.batch - 1)
             yield batch.x
 
     def _draw_all(self) -> Generator["_Batch", None, None]:

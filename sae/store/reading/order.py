@@ -100,6 +100,10 @@ class Lanes(NamedTuple):
         """Batches in an epoch; the last may be short."""
         return math.ceil(self.n_rows / self.batch_rows)
 
+    def batch_size(self, batch: int) -> int:
+        """Rows of a batch, of all lanes."""
+        return min(self.batch_rows, self.n_rows - batch * self.batch_rows)
+
     def lane_rows(self, lane: int) -> int:
         """Rows of a lane in an epoch."""
         n_whole, rest = divmod(self.n_rows, self.batch_rows)

@@ -71,7 +71,7 @@ def in_float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     try:
         with (
-            mock.patch.object(TrainingRun, "advance", lambda run, x: advance(run, x.double())),
+            mock.patch.object(TrainingRun, "advance", lambda run, x, *rest: advance(run, x.double(), *rest)),
             mock.patch.object(SnapshotRows, "_read", lambda *args: (batch.double() for batch in read(*args))),
         ):
             yield

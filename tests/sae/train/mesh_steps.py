@@ -74,7 +74,7 @@ def _no_check() -> None:
     """The comparison is made by the test, over all ranks."""
 
 
-ALL_ROWS, HALF_OF_THEM = "shared.count_rows(len(x))", "-(-shared.count_rows(len(x)) // 2)"
+ALL_ROWS, HALF_OF_THEM = "None else n_rows", "None else -(-n_rows // 2)"
 TOPK_OF_ALL = """select_topk(x_in, sae.W_enc, sae.b_enc, min(k, sae.d_sae), selection)
     pairs, values = Pairs.of_rows(values, latents, shared.among_largest_of_row(values, k), sae.d_sae)"""
 TOPK_OF_EACH = """select_topk(x_in, sae.W_enc, sae.b_enc, (k + shared.latent_rank) // 2, selection)
@@ -167,8 +167,8 @@ def trained(case: str, shared: Collectives = ALONE, n_steps: int = N_STEPS) -> d
     with mock.patch.object(selection, "TILE_ROWS", 32):  # two tiles of unequal size
         for x in batches(n_steps):
             n_dead.append(shared.sum_latents(clock.dead.sum()))
-            x = x[shared.data_rank :: shared.n_data]
-            step = train_step(state, x, LR, VARIANCE, fast_gradients, MAX_GRAD_NORM.get(case), shared)
+            own = x[shared.data_rank :: shared.n_data]
+            step = train_step(state, own, LR, VARIANCE, fast_gradients, MAX_GRAD_NORM.get(case), shared, len(x))
             losses.append(torch.stack([step.total, step.fvu, step.aux]))
             l0.append(step.l0)
     found = {name: parameter.detach() for name, parameter in share.named_parameters()}
@@ -187,8 +187,9 @@ def trained(case: str, shared: Collectives = ALONE, n_steps: int = N_STEPS) -> d
 def one_step_in_bfloat16(case: str, shared: Collectives = ALONE) -> dict[str, Tensor]:
     """Loss of a batch, and how many latents are selected."""
     share, x = share_of(CONFIGS[case], shared), torch.cat(list(batches()))[: 25 * ROWS]
-    x = x[shared.data_rank :: shared.n_data]
-    losses = sum_over_rows(share, fast_gradients_selecting_in_bfloat16(share, x, None, VARIANCE, shared), shared)
+    own = x[shared.data_rank :: shared.n_data]
+    losses = fast_gradients_selecting_in_bfloat16(share, own, None, VARIANCE, shared, len(x))
+    losses = sum_over_rows(share, losses, shared)
     return {"l0": losses.l0, "loss": losses.total}
 
 
@@ -222,9 +223,10 @@ def bytes_and_shapes() -> dict[str, Tensor]:
             share = share_of(config.sae, mesh).float()
             state = TrainState(share, make_optimizer(share, (0.9, 0.99)), DeadLatentClock(share.d_sae, DEAD_AFTER))
             state.clock.tokens_since_fired.fill_(DEAD_AFTER if dead else 0)
-            x = next(batches()).float()[mesh.data_rank :: mesh.n_data]
+            x = next(batches()).float()
+            own = x[mesh.data_rank :: mesh.n_data]
             gradients = fast_gradients_selecting_in_bfloat16 if config.selection == "bfloat16" else fast_gradients
-            train_step(state, x, LR, VARIANCE, gradients, config.max_grad_norm, mesh)
+            train_step(state, own, LR, VARIANCE, gradients, config.max_grad_norm, mesh, len(x))
             found |= {f"{shape} told in {name}: {method}": torch.tensor(n) for method, n in mesh.received.items()}
             found[f"{shape} told in {name}: widest of a row"] = torch.tensor(max(mesh.widths))
     return found

@@ -295,9 +295,6 @@ class _Thread(Collectives):
     def sum_rows(self, total: Tensor) -> Tensor:
         return self._sum([(0, self.place[1]), (1, self.place[1])], total)
 
-    def count_rows(self, n_rows: int) -> int:
-        return 2 * n_rows
-
 
 @pytest.mark.parametrize("name", ["topk", "batch_topk", "standard", "standard, free", "standard, mean"])
 def test_devices_that_share_an_sae_find_its_gradients(name: str) -> None:
@@ -319,7 +316,7 @@ def test_devices_that_share_an_sae_find_its_gradients(name: str) -> None:
             part = parameter.detach() if parameter_name == "b_dec" else parameter.detach()[own]
             sae.get_parameter(parameter_name).data.copy_(part)
         if config.architecture == "standard":
-            return sae, backward_standard.standard_gradients(sae, x[rows], None, VARIANCE, shared=shared)
+            return sae, backward_standard.standard_gradients(sae, x[rows], None, VARIANCE, shared, ROWS)
         x_in = x - whole.b_dec.detach()
         row, latent, value = _selected(whole, x_in)
         mine = (row // (ROWS // 2) == rank[0]) & (latent // (D_SAE // 2) == rank[1])

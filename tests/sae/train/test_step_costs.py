@@ -27,7 +27,7 @@ def test_the_bytes_that_docs_mesh_states() -> None:
     assert found["sum_latents"] == 2 * b * d * s * (L - 1) / L + small
     assert found["sum_rows"] == 2 * (2 * n * d / L + n / L + d) * s * (D - 1) / D + 4 * s  # and four losses
     assert found["any_rows"] == n / L
-    assert set(found) == {"among_largest_of_row", "sum_latents", "sum_rows", "any_rows", "count_rows"}
+    assert set(found) == {"among_largest_of_row", "sum_latents", "sum_rows", "any_rows"}
 
 
 def test_one_rank_is_told_nothing() -> None:
