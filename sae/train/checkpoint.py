@@ -46,14 +46,25 @@ def checkpoints_of(storage: Storage, ref: str, attempt: str, run: TrainingRun) -
     return Checkpoints(storage, ref, RunPosition, attempt, run.shared, rows)
 
 
-def save_checkpoint(checkpoints: Checkpoints[RunPosition], run: TrainingRun, cursor: Cursor) -> None:
-    """Write a checkpoint of a run and, beside it, the curve so far as `metrics.parquet`.
+def begin_checkpoint(checkpoints: Checkpoints[RunPosition], run: TrainingRun, cursor: Cursor) -> None:
+    """Begin to write a checkpoint of a run and, beside it, the curve so far as `metrics.parquet`.
 
     Args:
         cursor: the batch that the run sees next.
 
-    Raises: TrainingError when a loss or a weight is not finite: such a state is not worth keeping.
+    Raises: TrainingError when a loss or a weight is not finite: such a state is not worth keeping; and as
+        `Checkpoints.begin`.
     """
+    checkpoints.begin(*_state_of(run, cursor))
+
+
+def save_checkpoint(checkpoints: Checkpoints[RunPosition], run: TrainingRun, cursor: Cursor) -> None:
+    """`begin_checkpoint`, and wait until it counts."""
+    checkpoints.save(*_state_of(run, cursor))
+
+
+def _state_of(run: TrainingRun, cursor: Cursor) -> tuple[dict[str, Tensor], RunPosition, dict[str, bytes]]:
+    """Tensors, position, and what is written beside."""
     state, curve = run.state, run.curve
     run.check_finite()
     tensors = module_tensors(state.sae, state.optimizer)
@@ -63,10 +74,9 @@ def save_checkpoint(checkpoints: Checkpoints[RunPosition], run: TrainingRun, cur
     tensors["curve.rows"] = torch.tensor(curve.rows, dtype=torch.float64).reshape(-1, len(COLUMNS))
     tensors["curve.pending"] = torch.stack(curve.pending) if curve.pending else torch.zeros(0, 4)
     position = RunPosition(step=state.step, n_tokens=state.n_tokens, cursor=cursor, products=state.products)
-    checkpoints.save(tensors, position)
     table = io.BytesIO()
     pq.write_table(curve.table(), table)
-    run.shared.once(lambda: checkpoints.save_beside(CURVE_FILE, table.getvalue()))
+    return tensors, position, {CURVE_FILE: table.getvalue()}
 
 
 def load_checkpoint(checkpoints: Checkpoints[RunPosition], run: TrainingRun) -> Cursor | None:

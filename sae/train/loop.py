@@ -20,7 +20,7 @@ from sae.store.reading.loader import Loader
 from sae.store.reading.order import Cursor
 from sae.store.snapshots.snapshot import Snapshot, read_snapshot
 from sae.store.storage.filesystem import Storage
-from sae.train.checkpoint import checkpoints_of, load_checkpoint, save_checkpoint
+from sae.train.checkpoint import begin_checkpoint, checkpoints_of, load_checkpoint, save_checkpoint
 from sae.train.collectives import ALONE, Collectives
 from sae.train.config import SAESpec, TrainingLog
 from sae.train.curve import CURVE_FILE
@@ -59,7 +59,8 @@ def train_saes(
     commits what all have made.
 
     Args:
-        checkpoint_every_steps: 0 writes none.
+        checkpoint_every_steps: 0 writes none. They are written while training goes on, from a copy of the state in the
+            host's memory: parameters, two moments and, where there is one, a running mean.
         logs: where the curves are written as well.
         progress: told of every step, with the figures of every SAE (`live_note`). It may raise StopRequested; every
             unfinished SAE then gets a checkpoint of the step it is at. On a mesh one process that is asked to stop is
@@ -69,7 +70,8 @@ def train_saes(
     Returns: the commit records, in the order of `specs`.
     Raises: ConfigError when the specs do not belong together, given weights do not fit, or a log needs a package;
         TrainingError when the data has no variance, or a loss is not finite or has exploded (the other SAEs are
-        finished first); StoreError when the snapshot is not there or damaged; StopRequested as told by `progress`.
+        finished first); StoreError when the snapshot is not there or damaged; StopRequested as told by `progress`;
+        what a checkpoint could not be written for, some steps after it was begun.
     """
     started = time.perf_counter()
     check_logs(logs)
@@ -110,7 +112,7 @@ def train_saes(
                     if member.run.finished:
                         member.commit(time.perf_counter() - started)
                     elif checkpoint_every_steps and member.run.state.step % checkpoint_every_steps == 0:
-                        save_checkpoint(member.checkpoints, member.run, loader.cursor)
+                        begin_checkpoint(member.checkpoints, member.run, loader.cursor)
             step += 1
             stop: StopRequested | None = None
             try:
@@ -119,13 +121,19 @@ def train_saes(
                 progress(step, n_steps, "steps", live_note(figures, rows_per_second, loader.waited_seconds))
             except StopRequested as err:
                 stop = err
-            if shared.agree(stop is not None) and any(member.unfinished for member in members):
+            writing = any(member.checkpoints.writing for member in members)
+            stopping, writing = shared.agree_each([stop is not None, writing])
+            if not writing:
+                for member in members:
+                    member.checkpoints.commit()
+            if stopping and any(member.unfinished for member in members):
                 stop = stop or StopRequested("another rank was asked to stop")
                 raise _stopped(stop, step, n_steps, members, loader.cursor, bool(checkpoint_every_steps)) from stop
     finally:
         loader.close()
         for member in members:
             member.logs.close()
+            member.checkpoints.close()
     for member in members:
         if member.error is not None:
             raise member.error
@@ -171,12 +179,14 @@ class _Member:
         try:
             yield
         except TrainingError as err:
+            self.checkpoints.commit()
             newest = self.checkpoints.newest
             kept = f"The last good checkpoint is {newest}" if newest else "There is no checkpoint before it"
             logger.error("%s: %s", self.spec.ref, err)
             self.error = TrainingError(f"{self.spec.ref} ({self.spec.config.sae!r}): {err} {kept}.")
 
     def commit(self, seconds: float) -> None:
+        self.checkpoints.commit()  # what follows may take long, and be killed
         sae = gather_whole(self.run.result(), self.run.shared)
         self.run.shared.once(lambda: self._commit(cast(SAE, sae), seconds))
         self.record = records.require_record(self._storage, self.spec.ref)

@@ -18,7 +18,7 @@ import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 
 import torch
@@ -192,9 +192,10 @@ class Mesh(Collectives):
         received = lengths.tolist() if self.latent_rank == 0 else [0, *n_others]
         return self._exchange("to_first", own.contiguous(), [len(own), *n_others], received)
 
-    def agree(self, wish: bool) -> bool:
-        """By a maximum over all ranks."""
-        return bool(self._reduce("agree", torch.tensor(int(wish)), self._all, dist.ReduceOp.MAX))
+    def agree_each(self, wishes: Sequence[bool]) -> list[bool]:
+        """By one maximum over all ranks, on the CPU: a GPU computes on meanwhile."""
+        found = self._reduce("agree_each", torch.tensor(wishes, dtype=torch.uint8), self._all, dist.ReduceOp.MAX)
+        return found.bool().tolist()
 
     def tell(self, text: str) -> str:
         """Its length first, then its bytes."""

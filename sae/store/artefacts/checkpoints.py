@@ -10,6 +10,10 @@ Several processes that make an artefact together (`Group`) each write a share of
 the first writes what is not shared and, once all are there, the pointer with the hashes of all. Share p of P of n rows
 are the rows [n p // P, n (p + 1) // P), so another number of processes reads the parts in which its own rows lie.
 
+The files are written in a thread, from a copy of the tensors, while the work goes on. What processes must tell each
+other for the pointer they tell later, between two steps (`commit`). A death before that leaves files that no pointer
+names, and the checkpoint before.
+
 Every training call is an attempt with a random id and writes only under it, so neither a predecessor that is still
 dying nor a second run of the same work can harm it. All of them read the newest checkpoint that is whole, whoever
 wrote it. A data file that no pointer names never happened.
@@ -23,12 +27,14 @@ import logging
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
-from typing import Generic
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import MappingProxyType
+from typing import Generic, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sae.errors import StoreError
+from sae.errors import StoreError, TransientError
 from sae.store import layout
 from sae.store.artefacts.checkpoint_files import CheckpointFiles, P, Pointer, Position, Saved, attempts
 from sae.store.artefacts.group import ALONE, Group, Rows
@@ -41,6 +47,8 @@ logger = logging.getLogger(__name__)
 KEEP = 2
 """The newest, and one before it in case that is damaged."""
 
+_NOTHING: Mapping[str, bytes] = MappingProxyType({})
+
 Restore = Callable[[dict[str, Tensor], P], None]
 """Puts a checkpoint in place. Raises: StoreError when it does not fit, before anything is changed."""
 
@@ -50,14 +58,25 @@ def new_attempt() -> str:
     return uuid.uuid4().hex[:16]
 
 
+class _Begun(NamedTuple):
+    """A checkpoint that does not count yet."""
+
+    saved: Saved
+    position: Position
+    written: "Future[dict[str, str]]"
+    """Hashes of this process's files, by path."""
+
+
 class Checkpoints(Generic[P]):
     """The checkpoints of one artefact as one attempt sees them: it reads everybody's and writes its own.
+
+    Several processes make the same calls of it, at the same time.
 
     Args:
         ref: the artefact, `stage/fingerprint`.
         position: the type of position that is read back.
         attempt: from `new_attempt`, the same in all processes of the group.
-        group: the processes that make the artefact together; all of them save and load at the same time.
+        group: the processes that make the artefact together.
         rows: what this process has of the tensors that are shared by rows; None: every process has all.
     """
 
@@ -77,6 +96,7 @@ class Checkpoints(Generic[P]):
         """What others had written when this attempt began."""
         self._resumed: Saved | None = None
         self._own: list[Saved] = []
+        self._begun: _Begun | None = None
 
     def load(self, restore: Restore[P]) -> P | None:
         """Go on from the newest checkpoint of any attempt that is whole and that `restore` takes.
@@ -118,42 +138,114 @@ class Checkpoints(Generic[P]):
             else:
                 return None
 
-    def save(self, tensors: Mapping[str, Tensor], position: P) -> None:
-        """Write a checkpoint, then delete those that it makes superfluous.
+    def begin(self, tensors: Mapping[str, Tensor], position: P, beside: Mapping[str, bytes] = _NOTHING) -> None:
+        """Begin to write a checkpoint, in a thread and from a copy: the caller goes on and changes the tensors.
+
+        It counts once it is committed, as the one before it is first: at most one is on its way. So `begin` waits when
+        writing takes longer than the work between two of them.
+
+        Args:
+            beside: small files for people who watch, written into the attempt's folder by the first process.
+
+        Raises: as `commit`.
+        """
+        self.commit()
+        if not self._has(position.step):
+            share = self._share(tensors, Saved(position.step, self.attempt))
+            self._write({path: _copied(rows) for path, rows in share.items()}, position, beside)
+
+    def save(self, tensors: Mapping[str, Tensor], position: P, beside: Mapping[str, bytes] = _NOTHING) -> None:
+        """Write a checkpoint and wait until it counts. Arguments and errors: as of `begin`."""
+        self.commit()
+        if not self._has(position.step):
+            self._write(self._share(tensors, Saved(position.step, self.attempt)), position, beside)
+            self.commit()
+
+    @property
+    def writing(self) -> bool:
+        """Whether this process still writes one: `commit` would wait for it."""
+        return self._begun is not None and not self._begun.written.done()
+
+    def commit(self) -> None:
+        """Let the checkpoint that was begun count once all processes have written it; delete those it supersedes.
 
         Of its own and the one it resumed from, the newest two stay. Others that lay there when this attempt began go
         once it has come as far; what was written since belongs to an attempt that is alive.
+
+        Raises: what writing failed with; on the processes that could write, TransientError.
         """
-        saved = Saved(position.step, self.attempt)
-        if saved in self._own or (self._resumed is not None and self._resumed.step == saved.step):
+        if self._begun is None:
             return
-        hashes: list[str] = []
-        if self._group.world > 1 and self._rows is not None:
-            shared = {name: tensors[name] for name in tensors if self._rows.has(name)}
-            tensors = {name: tensor for name, tensor in tensors.items() if name not in shared}
-            rows = self._rows.to_write(self._group)
-            part = {name: tensor[rows] for name, tensor in shared.items()}
-            xxh3 = self._files.write_tensors(self._files.part(saved, self._group.share), part)
+        (saved, position, written), self._begun = self._begun, None
+        hashes: dict[str, str] = {}
+        error: Exception | None = None
+        try:
+            hashes = written.result()
+        except Exception as err:
+            error = err
+        if self._group.agree(error is not None):
+            raise error or TransientError(
+                f"{self.ref}: another process could not write its part of the checkpoint of step {saved.step}: "
+                f"its own error says why."
+            )
+        parts: list[str] = []
+        if self._group.world > 1:
             # The upper half of the hash and the lower: numbers that are told are below 2^63.
-            halves = divmod(int(xxh3, 16), 1 << 32)
-            hashes = [f"{high << 32 | low:016x}" for high, low in zip(*map(self._group.collect, halves), strict=True)]
-        self._group.once(lambda: self._write_for_all(saved, tensors, position, hashes))
+            halves = divmod(int(hashes[self._files.part(saved, self._group.share)], 16), 1 << 32)
+            parts = [f"{high << 32 | low:016x}" for high, low in zip(*map(self._group.collect, halves), strict=True)]
+        self._group.once(
+            lambda: self._files.write_pointer(saved, Pointer.of(position, hashes[self._files.data(saved)], parts))
+        )
         self._own.append(saved)
         self._prune()
 
-    def _write_for_all(self, saved: Saved, tensors: Mapping[str, Tensor], position: P, hashes: list[str]) -> None:
-        xxh3 = self._files.write_tensors(self._files.data(saved), tensors)
-        self._files.write_pointer(saved, Pointer.of(position, xxh3, hashes))
+    def close(self) -> None:
+        """Wait until nothing is written any more, when the work has failed.
+
+        A process alone lets a checkpoint that was begun count. Several cannot agree on that any more.
+        """
+        try:
+            if self._group.world == 1:
+                self.commit()
+            elif self._begun is not None:
+                self._begun.written.result()
+        except Exception as err:  # the one that ends the work is passed on
+            logger.warning("%s: a checkpoint was not written: %r", self.ref, err)
+
+    def _has(self, step: int) -> bool:
+        return Saved(step, self.attempt) in self._own or (self._resumed is not None and self._resumed.step == step)
+
+    def _share(self, tensors: Mapping[str, Tensor], saved: Saved) -> dict[str, Mapping[str, Tensor]]:
+        """What this process writes of them, by file."""
+        if self._group.world == 1:
+            return {self._files.data(saved): tensors}
+        has = self._rows.has if self._rows else lambda name: False
+        rows = self._rows.to_write(self._group) if self._rows else slice(0)
+        part = {name: tensor[rows] for name, tensor in tensors.items() if has(name)}
+        share: dict[str, Mapping[str, Tensor]] = {self._files.part(saved, self._group.share): part}
+        if self._group.rank == 0:
+            share[self._files.data(saved)] = {name: tensor for name, tensor in tensors.items() if not has(name)}
+        return share
+
+    def _write(self, share: Mapping[str, Mapping[str, Tensor]], position: P, beside: Mapping[str, bytes]) -> None:
+        folder = layout.checkpoint_folder(self.ref, self.attempt)
+
+        def write() -> dict[str, str]:
+            hashes = {path: self._files.write_tensors(path, tensors) for path, tensors in share.items()}
+            if self._group.rank == 0:
+                for name, data in beside.items():
+                    self._files.write(f"{folder}/{name}", data)
+            return hashes
+
+        thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._begun = _Begun(Saved(position.step, self.attempt), position, thread.submit(write))
+        thread.shutdown(wait=False)  # the thread ends when it has written
 
     @property
     def newest(self) -> str | None:
         """The address of the newest checkpoint that this attempt has written or gone on from."""
         candidates = [*self._own, *([self._resumed] if self._resumed else [])]
         return self._uri(max(candidates)) if candidates else None
-
-    def save_beside(self, name: str, data: bytes) -> None:
-        """Write a small file for people who watch into the attempt's folder."""
-        self._files.write(f"{layout.checkpoint_folder(self.ref, self.attempt)}/{name}", data)
 
     def _as_first_sees(self, pointers: set[Saved]) -> list[Saved]:
         """Newest first: what the first process has found, for all."""
@@ -196,6 +288,17 @@ class Checkpoints(Generic[P]):
 
     def _uri(self, saved: Saved) -> str:
         return self.storage.uri(self._files.pointer(saved))
+
+
+def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the host. From a GPU into page-locked memory, all of them in one wait."""
+    copies = {}
+    for name, tensor in tensors.items():
+        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        copies[name] = host.copy_(tensor.detach(), non_blocking=True)
+    for device in {tensor.device for tensor in tensors.values() if tensor.is_cuda}:
+        torch.cuda.current_stream(device).synchronize()
+    return copies
 
 
 def remove_checkpoints(storage: Storage, ref: str) -> None:

@@ -1,6 +1,6 @@
 """Processes that make one artefact together: what they must agree on beside the tensors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 
@@ -17,7 +17,11 @@ class Group:
 
     def agree(self, wish: bool) -> bool:
         """Whether any process wishes it."""
-        return wish
+        return self.agree_each([wish])[0]
+
+    def agree_each(self, wishes: Sequence[bool]) -> list[bool]:
+        """Whether any process wishes it, for several things at once."""
+        return list(wishes)
 
     def tell(self, text: str) -> str:
         """What the first process says."""

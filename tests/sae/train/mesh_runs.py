@@ -1,7 +1,8 @@
 """Sweeps that are trained on meshes, broken off and gone on with. Called in every rank, and for one alone."""
 
 import contextlib
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from unittest import mock
@@ -13,6 +14,7 @@ from torch import Tensor
 from sae.architectures import BatchTopKConfig, StandardConfig
 from sae.architectures.config import Resampling
 from sae.errors import StopRequested, TransientError
+from sae.progress import Progress, silent
 from sae.store.artefacts.checkpoint_files import CheckpointFiles, Pointer, Saved
 from sae.store.artefacts.records import local_files
 from sae.store.snapshots.snapshot import Snapshot, read_snapshot
@@ -79,17 +81,23 @@ def in_float64() -> Iterator[None]:
         torch.set_default_dtype(torch.float32)
 
 
-def train(root: Path, shared: Collectives = ALONE, stop: bool = False, every: int = 100) -> dict[str, Tensor]:
+def train(
+    root: Path, shared: Collectives = ALONE, stop: bool = False, every: int = 100, progress: Progress = silent
+) -> dict[str, Tensor]:
     """The SAEs' weights and final figures; `stop`: where the last rank is asked to stop, and nothing more."""
     storage = Storage(str(root))
     specs = specs_of(snapshot_of(root))
     done: list[int] = []
-    progress = lambda step, *_: done.append(step)
-    if stop and shared.rank == shared.world - 1:
-        progress = stop_at(STOP_AT)
+    stopping = stop_at(STOP_AT) if stop and shared.rank == shared.world - 1 else silent
+
+    def watch(step: int, total: int, unit: str, note: str = "") -> None:
+        done.append(step)
+        stopping(step, total, unit)
+        progress(step, total, unit)
+
     with in_float64():
         try:
-            records = train_saes(storage, specs, checkpoint_every_steps=every, progress=progress, shared=shared)
+            records = train_saes(storage, specs, checkpoint_every_steps=every, progress=watch, shared=shared)
         except StopRequested as err:
             if not stop or f"at step {STOP_AT} of 20" not in str(err):
                 raise
@@ -122,6 +130,25 @@ def go_on_from_a_torn_save(root: Path, shared: Collectives) -> dict[str, Tensor]
     return train(root, shared)
 
 
+def go_on_while_a_rank_writes_late(root: Path, shared: Collectives) -> dict[str, Tensor]:
+    """The last rank writes its part of step 4 in step 7, so that no rank lets it count before."""
+    may_write, write = threading.Event(), CheckpointFiles.write_tensors
+
+    def write_late(files: CheckpointFiles, path: str, tensors: Mapping[str, Tensor]) -> str:
+        assert shared.rank < shared.world - 1 or may_write.wait(30)
+        return write(files, path, tensors)
+
+    def progress(step: int, *_: object) -> None:
+        assert step >= 8 or not [*root.glob("saes/*/checkpoints/*/*.json")]
+        if step == 7:
+            may_write.set()
+        if step == 12:
+            assert [*root.glob("saes/*/checkpoints/*/step-00000004.json")]
+
+    with mock.patch.object(CheckpointFiles, "write_tensors", write_late):
+        return train(root, shared, every=4, progress=progress)
+
+
 def go_on_from_a_damaged_part(root: Path, shared: Collectives) -> dict[str, Tensor]:
     """A bit of the last rank's part is another: no rank goes on from that step, but all from the one before."""
     train(root, shared, stop=True, every=4)
@@ -148,6 +175,7 @@ def all_runs(folder: Path) -> dict[str, Tensor]:
     mesh = meshes[SHAPES[world][0]]
     found |= {f"torn: {n}": t for n, t in go_on_from_a_torn_save(folder / "torn", mesh).items()}
     found |= {f"damaged: {n}": t for n, t in go_on_from_a_damaged_part(folder / "damaged", mesh).items()}
+    found |= {f"late: {n}": t for n, t in go_on_while_a_rank_writes_late(folder / "late", mesh).items()}
     for of, to in HOPS[world]:
         if of:
             train(folder / f"{of} to {to}", meshes[of], stop=True)

@@ -18,7 +18,7 @@ class _Trained:
     def __init__(self, world: int, folder: Path) -> None:
         self._folder = folder
         mesh_runs.new_root(folder / "alone")
-        for name in ["torn", "damaged", *map(str, SHAPES[world]), *(f"{of} to {to}" for of, to in HOPS[world])]:
+        for name in ["torn", "damaged", "late", *map(str, SHAPES[world]), *(f"{of} to {to}" for of, to in HOPS[world])]:
             shutil.copytree(folder / "alone", folder / name)
         self.alone = mesh_runs.train(folder / "alone")
         for of, to in HOPS[world]:
@@ -76,6 +76,11 @@ def test_two_ranks_that_are_stopped_go_on(of: Shape | None, to: Shape | None, of
 
 def test_a_save_that_was_torn_never_happened(of_two: _Trained) -> None:
     _assert_equal(of_two.of("torn"), of_two.alone, first_step=5)
+
+
+def test_a_checkpoint_waits_for_the_last_rank_and_training_does_not(of_two: _Trained) -> None:
+    found, whole = of_two.of("late"), of_two.of(f"{SHAPES[2][0]}")
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in found.items())
 
 
 def test_a_damaged_part_is_passed_over_by_all_ranks(of_two: _Trained) -> None:

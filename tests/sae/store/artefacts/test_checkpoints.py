@@ -201,7 +201,8 @@ def test_a_run_that_finishes_may_tidy_up_while_another_saves(storage: Storage) -
 def test_removing_leaves_no_checkpoint_of_any_attempt(any_storage: Storage) -> None:
     for attempt in ("aa", "bb"):
         save(checkpoints(any_storage, attempt), 1, 2)
-        checkpoints(any_storage, attempt).save_beside("curve.txt", b"so far")
+        tensors, place = {"value": torch.tensor([3])}, Place(step=3, n_tokens=30)
+        checkpoints(any_storage, attempt).save(tensors, place, {"curve.txt": b"so far"})
     path = f"{layout.checkpoint_folder(REF, 'bb')}/curve.txt"
     assert any_storage.read_bytes(path) == b"so far"
     remove_checkpoints(any_storage, REF)
