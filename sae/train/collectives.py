@@ -5,9 +5,33 @@ along the data axis the same latents and other rows. Every device calls the meth
 the same shape unless it says otherwise.
 """
 
+import torch
 from torch import Tensor
 
 from sae.store.artefacts.group import Group
+
+
+class Neighbours:
+    """Devices of one host that need the same rows: the first reads them from storage and tells the others.
+
+    Of one device alone.
+
+    Attributes:
+        reads: whether it is this device that reads.
+    """
+
+    reads = True
+
+    def tell_rows(self, rows: Tensor | None, numbers: list[int], device: torch.device) -> tuple[Tensor, list[int]]:
+        """What the one that reads has read.
+
+        Args:
+            rows: None on the others. float32 [rows, d_in]
+            numbers: as many on all; those of the one that reads count.
+            device: where the rows are and are to be.
+        """
+        assert rows is not None
+        return rows, numbers
 
 
 class Collectives(Group):
@@ -18,10 +42,13 @@ class Collectives(Group):
     Attributes:
         data_rank, n_data: which share of every batch is this device's.
         latent_rank, n_latent: which share of the latents.
+        same_batch: the devices of this host that have the same rows of every batch.
+        same_host: all devices of this host.
     """
 
     data_rank = latent_rank = 0
     n_data = n_latent = 1
+    same_batch = same_host = Neighbours()
 
     def latents(self, d_sae: int) -> slice:
         """The latents of this device. Raises: ConfigError when the mesh cannot share so many evenly."""

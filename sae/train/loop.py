@@ -4,6 +4,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import cast
 
 import pyarrow.parquet as pq
@@ -28,6 +29,7 @@ from sae.train.init import SAMPLE_ROWS
 from sae.train.live import live_note
 from sae.train.logs import CurveLogs, check_logs
 from sae.train.pretrained import load_initial
+from sae.train.reading import SharedLoader
 from sae.train.rows import SnapshotRows
 from sae.train.run import DataMoments, TrainingRun
 from sae.train.schedule import count_steps
@@ -81,14 +83,15 @@ def train_saes(
     moments.check(snapshot.ref)
     sample = None
     if any(TrainingRun.wants_sample(spec.config) for spec in specs):
-        sample = _first_rows(storage, snapshot, first)
+        sample = _first_rows(storage, snapshot, first, shared)
     attempt = shared.tell(new_attempt())
     runs = [_new_run(storage, spec, snapshot, moments, sample, device, shared) for spec in specs]
     members = [_Member(storage, spec, run, attempt, logs) for spec, run in zip(specs, runs, strict=True)]
     slowest = min(members, key=lambda member: member.run.state.step)
     step, n_steps = slowest.run.state.step, max(member.run.n_steps for member in members)
 
-    loader = Loader(
+    open_loader = partial(
+        Loader,
         storage,
         snapshot,
         first.config.batch_rows,
@@ -98,6 +101,7 @@ def train_saes(
         world=shared.n_data,
         device=device,
     )
+    loader = SharedLoader(open_loader, shared.same_batch, device, slowest.cursor)
     began, n_rows = time.perf_counter(), 0
     try:
         while any(member.unfinished for member in members):
@@ -236,16 +240,17 @@ def _new_run(
     shared: Collectives,
 ) -> TrainingRun:
     n_steps = count_steps(spec.config.n_tokens or moments.n_rows, moments.n_rows, spec.config.batch_rows)
-    rows = SnapshotRows(storage, snapshot, spec.calibration, spec.config.batch_rows, spec.order_seed, device)
+    rows = SnapshotRows(storage, snapshot, spec.calibration, spec.config.batch_rows, spec.order_seed, device, shared)
     initial = load_initial(spec.config, storage, spec.initial)
     return TrainingRun(
         spec.config, moments, n_steps, sample, device, rows=rows, initial=initial, name=spec.ref, shared=shared
     )
 
 
-def _first_rows(storage: Storage, snapshot: Snapshot, spec: SAESpec) -> Tensor:
+def _first_rows(storage: Storage, snapshot: Snapshot, spec: SAESpec, shared: Collectives) -> Tensor:
     """The rows that training sees first: a sample of the data, as it is shuffled. [rows, d_in]"""
-    loader = Loader(storage, snapshot, spec.config.batch_rows, spec.order_seed)
+    open_loader = partial(Loader, storage, snapshot, spec.config.batch_rows, spec.order_seed)
+    loader = SharedLoader(open_loader, shared.same_host)
     wanted = min(SAMPLE_ROWS, snapshot.n_rows)
     batches: list[Tensor] = []
     try:

@@ -8,6 +8,7 @@ What a rank receives in a step of topk, with b rows of B, n / L latents, and s b
     candidates           b k s (L - 1) / L, and back (s + 4) b (L - 1) / L: threshold and places
     reconstruction       2 b d s (L - 1) / L
     gradients            2 (2 n d / L + n / L + d) s (D - 1) / D
+    rows                 4 b d, but for the first rank of a host with these rows, which reads them
 
 and little else: latents that have fired, scalars, the gradient of b_dec. The pre-activations [b, n]
 never leave their rank, nor does anything else with a column for every latent.
@@ -16,6 +17,7 @@ never leave their rank, nor does anything else with a column for every latent.
 import contextlib
 import itertools
 import os
+import platform
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -25,8 +27,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sae.config import digest
 from sae.errors import ConfigError, TransientError
-from sae.train.collectives import ALONE, Collectives
+from sae.train.collectives import ALONE, Collectives, Neighbours
 from sae.train.config import MeshConfig
 from sae.train.largest import cut_rows, keep_in_rows, n_th_largest, places_left
 
@@ -90,10 +93,26 @@ class Mesh(Collectives):
         self.share = self.latent_rank * self.n_data + self.data_rank
         self.received: Counter[str] = Counter()
         ranks = torch.arange(self.world).view(self.n_data, self.n_latent)
-        with _peers("forming groups"):
-            self._all = _own_group([ranks.flatten().tolist()], self.rank, timeout)
-            self._others_latents = _own_group(ranks.tolist(), self.rank, timeout)
-            self._others_rows = _own_group(ranks.T.tolist(), self.rank, timeout)
+        own_group = _Groups(self.rank, timeout)
+        self._all = own_group([ranks.flatten().tolist()])
+        self._others_latents = own_group(ranks.tolist())
+        self._others_rows = own_group(ranks.T.tolist())
+        hosts = self._by_host()
+        self.same_host = _HostGroup(own_group(hosts), self.received)
+        of_batch = [[rank for rank in host if rank in row] for row in ranks.tolist() for host in hosts]
+        self.same_batch = _HostGroup(own_group([group for group in of_batch if group]), self.received)
+
+    def _by_host(self) -> list[list[int]]:
+        """The ranks of every host. Agents of torchrun count as hosts: they may be in containers of one machine."""
+        host = digest([platform.node(), os.environ.get("GROUP_RANK", "")])
+        numbers = torch.zeros(self.world, dtype=torch.int64)
+        numbers[self.rank] = int(host[:15], 16)
+        ranks: dict[int, list[int]] = {}
+        with _peers("hosts"):
+            dist.all_reduce(numbers, group=self._all)
+        for rank, number in enumerate(numbers.tolist()):
+            ranks.setdefault(number, []).append(rank)
+        return list(ranks.values())
 
     def latents(self, d_sae: int) -> slice:
         """An interval, equally many for every latent rank. Raises: ConfigError when that cannot be."""
@@ -248,10 +267,42 @@ class Mesh(Collectives):
         return found
 
 
-def _own_group(groups: list[list[int]], rank: int, timeout: timedelta) -> dist.ProcessGroup:
-    """The group of a rank; every process makes all of them, in the same order."""
-    made = [dist.new_group(ranks, timeout) for ranks in groups]
-    return next(group for group, ranks in zip(made, groups, strict=True) if rank in ranks)
+class _HostGroup(Neighbours):
+    """By two broadcasts: of numbers and size, and of the rows."""
+
+    def __init__(self, group: dist.ProcessGroup, received: Counter[str]) -> None:
+        self._group, self._received = group, received
+        self._first = dist.get_global_rank(group, 0)
+        self.reads = dist.get_rank() == self._first
+
+    def tell_rows(self, rows: Tensor | None, numbers: list[int], device: torch.device) -> tuple[Tensor, list[int]]:
+        if self._group.size() == 1:
+            return super().tell_rows(rows, numbers, device)
+        shape = list(rows.shape) if rows is not None else [0, 0]
+        head = torch.tensor([*shape, *numbers])
+        with _peers("tell_rows"):
+            dist.broadcast(head, self._first, self._group)
+            n_rows, d_in, *numbers = head.tolist()
+            rows = torch.empty(n_rows, d_in, dtype=torch.float32, device=device) if rows is None else rows.contiguous()
+            dist.broadcast(rows, self._first, self._group)
+        self._received["tell_rows"] += 0 if self.reads else head.nbytes + rows.nbytes
+        return rows, numbers
+
+
+class _Groups:
+    """The groups of a rank. Every process makes all groups, in the same order; the same ranks are one group."""
+
+    def __init__(self, rank: int, timeout: timedelta) -> None:
+        self._rank, self._timeout = rank, timeout
+        self._made: dict[tuple[int, ...], dist.ProcessGroup] = {}
+
+    def __call__(self, groups: list[list[int]]) -> dist.ProcessGroup:
+        """Of these groups the one of the rank."""
+        for ranks in map(tuple, groups):
+            if ranks not in self._made:
+                with _peers("forming groups"):
+                    self._made[ranks] = dist.new_group(list(ranks), self._timeout)
+        return next(self._made[tuple(ranks)] for ranks in groups if self._rank in ranks)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Rows that a run looks at beside its batches: a function of seed and purpose, so that a resumed run sees the same."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -12,6 +13,8 @@ from sae.store.reading.loader import Loader
 from sae.store.reading.shuffle import ShuffleConfig
 from sae.store.snapshots.snapshot import Snapshot, read_snapshot
 from sae.store.storage.filesystem import Storage
+from sae.train.collectives import ALONE, Collectives
+from sae.train.reading import SharedLoader
 
 FEW_WINDOWS = ShuffleConfig(window_row_groups=8)
 """A row group of each of eight places at a time: a sample needs no better mixing, and training has its own windows."""
@@ -44,6 +47,7 @@ class SnapshotRows:
         training: what the run is trained on.
         heldout: address of a snapshot of the rows held out; None: there is none.
         batch_rows: of the batches, at most.
+        shared: one device of every host reads them, for all there; all of them ask for the same.
     """
 
     def __init__(
@@ -54,9 +58,10 @@ class SnapshotRows:
         batch_rows: int,
         seed: int,
         device: torch.device | str = "cpu",
+        shared: Collectives = ALONE,
     ) -> None:
         self._storage, self._training, self._heldout = storage, training, heldout
-        self._batch_rows, self._seed, self._device = batch_rows, seed, device
+        self._batch_rows, self._seed, self._device, self._shared = batch_rows, seed, device, shared
 
     def training(self, n_rows: int, purpose: str) -> Sample:
         """In an order that is keyed by the purpose. Raises: DamagedError as Loader, when iterated."""
@@ -74,7 +79,10 @@ class SnapshotRows:
     def _read(self, snapshot: Snapshot, n_rows: int, purpose: str) -> Iterator[Tensor]:
         batch_rows = min(self._batch_rows, snapshot.n_rows)
         seed = int(digest([purpose, self._seed]), 16)
-        loader = Loader(self._storage, snapshot, batch_rows, seed, shuffle=FEW_WINDOWS, device=self._device)
+        open_loader = partial(
+            Loader, self._storage, snapshot, batch_rows, seed, shuffle=FEW_WINDOWS, device=self._device
+        )
+        loader = SharedLoader(open_loader, self._shared.same_host, self._device)
         try:
             while n_rows > 0:
                 batch = next(loader)[:n_rows]

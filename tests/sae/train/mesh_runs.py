@@ -4,9 +4,11 @@ import contextlib
 import threading
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -17,17 +19,21 @@ from sae.errors import StopRequested, TransientError
 from sae.progress import Progress, silent
 from sae.store.artefacts.checkpoint_files import CheckpointFiles, Pointer, Saved
 from sae.store.artefacts.records import local_files
+from sae.store.reading.loader import Loader
+from sae.store.reading.order import Cursor
+from sae.store.reading.reader import RowGroupReader
 from sae.store.snapshots.snapshot import Snapshot, read_snapshot
 from sae.store.storage.filesystem import Storage
 from sae.train.collectives import ALONE, Collectives
 from sae.train.config import MeshConfig, SAESpec
 from sae.train.loop import train_saes
 from sae.train.mesh import Mesh
+from sae.train.reading import SharedLoader
 from sae.train.rows import SnapshotRows
 from sae.train.run import TrainingRun
 from sae.weights import load_sae
 from tests.conftest import write_snapshot
-from tests.sae.train.sweeps import Interrupted, parts_of_rows, spec_of, stop_at
+from tests.sae.train.sweeps import BATCH, Interrupted, parts_of_rows, spec_of, stop_at
 
 Shape = tuple[int, int]
 A, B, C, ONE = (2, 2), (1, 4), (4, 1), None
@@ -163,6 +169,44 @@ def go_on_from_a_damaged_part(root: Path, shared: Collectives) -> dict[str, Tens
     return train(root, shared)
 
 
+@contextlib.contextmanager
+def counting_bytes_read() -> Iterator[list[int]]:
+    """The sizes of the row groups whose vectors are read from storage meanwhile, by any thread."""
+    n_bytes: list[int] = []
+    vectors = RowGroupReader._vectors
+
+    def counted(reader: RowGroupReader, part: int, group: int, out: np.ndarray) -> object:
+        n_bytes.append(int(reader._snapshot.group_rows(part)[group]) * reader._row_bytes)
+        return vectors(reader, part, group, out)
+
+    with mock.patch.object(RowGroupReader, "_vectors", counted):
+        yield n_bytes
+
+
+def rows_are_as_read_alone(root: Path, shared: Mesh) -> None:
+    """Those of batches, short ones and from a cursor too; and where every rank is on a host of its own, and reads."""
+    storage, cpu, cursor = Storage(str(root)), torch.device("cpu"), Cursor(epoch=0, batch=4)
+    place = {"rank": shared.data_rank, "world": shared.n_data}
+    open_loader = partial(Loader, storage, snapshot_of(root), BATCH, 7, cursor, **place)
+    with mock.patch("platform.node", return_value=f"host {shared.rank}"):
+        apart = Mesh(MeshConfig(data=shared.n_data, latents=shared.n_latent), timedelta(seconds=60))
+    assert apart.same_batch.reads
+    assert apart.same_host.reads
+    assert shared.same_host.reads == (shared.rank == 0)
+    assert shared.same_batch.reads == (shared.latent_rank == 0)
+    alone = open_loader()
+    told = [SharedLoader(open_loader, mesh.same_batch, cpu, cursor) for mesh in (shared, apart)]
+    for _ in range(10):
+        x = next(alone)
+        for loader in told:
+            assert loader.cursor == cursor
+            assert torch.equal(next(loader), x)
+            assert (loader.cursor, loader.n_rows) == (alone.cursor, alone.n_rows)
+        cursor = alone.cursor
+    for loader in (alone, *told):
+        loader.close()
+
+
 def all_runs(folder: Path) -> dict[str, Tensor]:
     """In the roots that lie in the folder: whole on every mesh, and what there is to do of every hop."""
     world = torch.distributed.get_world_size()
@@ -171,7 +215,10 @@ def all_runs(folder: Path) -> dict[str, Tensor]:
     }
     found = {}
     for shape, mesh in meshes.items():
-        found |= {f"{shape}: {name}": tensor for name, tensor in train(folder / f"{shape}", mesh, every=7).items()}
+        rows_are_as_read_alone(folder / "alone", mesh)
+        with counting_bytes_read() as n_bytes:
+            found |= {f"{shape}: {n}": t for n, t in train(folder / f"{shape}", mesh, every=7).items()}
+        found[f"{shape}: bytes read"] = torch.tensor(sum(n_bytes))
     mesh = meshes[SHAPES[world][0]]
     found |= {f"torn: {n}": t for n, t in go_on_from_a_torn_save(folder / "torn", mesh).items()}
     found |= {f"damaged: {n}": t for n, t in go_on_from_a_damaged_part(folder / "damaged", mesh).items()}

@@ -33,6 +33,9 @@ class _Trained:
             assert all(torch.equal(of_rank[name], self._found[0][name]) for name in names)
         return {name: self._found[0][f"{title}: {name}"] for name in self.alone}
 
+    def by_rank(self, name: str) -> list[Tensor]:
+        return [of_rank[name] for of_rank in self._found]
+
     def go_on_alone(self, of: Shape) -> dict[str, Tensor]:
         return mesh_runs.train(self._folder / f"{of} to None")
 
@@ -66,6 +69,12 @@ def _check_hop(trained: _Trained, of: Shape | None, to: Shape | None) -> None:
 @pytest.mark.parametrize("shape", SHAPES[2], ids=str)
 def test_two_ranks_end_as_one(shape: Shape, of_two: _Trained) -> None:
     _assert_equal(of_two.of(f"{shape}"), of_two.alone, first_step=1)
+
+
+def test_rows_are_read_once_on_a_host(of_two: _Trained) -> None:
+    """By the first of the ranks that need them; where each needs others, each reads its own."""
+    assert [n > 0 for n in of_two.by_rank("(1, 2): bytes read")] == [True, False]
+    assert [n > 0 for n in of_two.by_rank("(2, 1): bytes read")] == [True, True]
 
 
 @pytest.mark.parametrize(("of", "to"), HOPS[2], ids=str)
