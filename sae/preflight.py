@@ -214,14 +214,17 @@ def _check_text(plan: Plan) -> None:
 def check_training_memory(plan: Plan, sizes: dict[Place, Size]) -> None:
     """Raises: ConfigError when SAEs that train side by side, or parts that are remixed, cannot fit into memory."""
     together: dict[tuple[str, int], tuple[int, list[str]]] = {}
+    mesh, n_nodes = plan.config.execution.mesh, max(1, len(plan.config.execution.nodes))
     for index, spec in enumerate(plan.saes):
         train, sae = spec.config, spec.config.sae
         size = sizes.get((train.hook_point or "", "train"))
         d_in = (size.d_in if size else None) or 1
         mean_bytes = 0 if train.ema_decay is None else 4
         n_bytes = (TRAINING_BYTES + mean_bytes) * 2 * sae.d_sae * d_in + (
-            STATISTICS_BYTES + 8 * min(train.batch_rows, TILE_ROWS)
+            STATISTICS_BYTES + 8 * min(train.batch_rows // mesh.data, TILE_ROWS)
         ) * sae.d_sae
+        # A machine has its share of the ranks, and each data rank a share of the latents of its own.
+        n_bytes = n_bytes * mesh.data // n_nodes
         what = f"saes.{index} (d_sae = {sae.d_sae}, d_in = {size.d_in if size and size.d_in else 'unknown'})"
         before, names = together.get((spec.snapshot, train.batch_rows), (0, []))
         together[spec.snapshot, train.batch_rows] = before + n_bytes, [*names, what]
