@@ -133,14 +133,20 @@ def train_ours(data: ActivationSet, config: TrainConfig, n_tokens: int) -> SAE:
     return run.result()
 
 
+def what_of_ours(data: ActivationSet, config: TrainConfig, n_tokens: int) -> dict[str, Any]:
+    """Under which it is kept: all of the config, so that another default is another recipe."""
+    return {"trainer": "ours", "set": data.name, "tokens": n_tokens, "config": config.model_dump(mode="json")}
+
+
 def qualities_of_ours(
     data: ActivationSet, n_tokens: int, d_sae: int, seeds: int, settings: dict[str, Any], kept: Kept
 ) -> Iterator[Quality]:
     """Of one recipe, seed by seed."""
     for seed in range(seeds):
-        what = {"trainer": "ours", "set": data.name, "tokens": n_tokens, "d_sae": d_sae, "seed": seed, **settings}
+        config = topk(d_sae, seed, settings)
+        what = what_of_ours(data, config, n_tokens)
         quality = kept.get(what)
         if quality is None:
-            quality = measure(train_ours(data, topk(d_sae, seed, settings), n_tokens), data)
+            quality = measure(train_ours(data, config, n_tokens), data)
             kept.add(what, quality)
         yield quality

@@ -11,7 +11,17 @@ from sae.architectures import TopKConfig, build_sae
 from sae.metrics import max_cosines
 from sae.train.config import TrainConfig
 from tests.benchmarks.peer_sets import ActivationSet, dictionary, given, hierarchy
-from tests.benchmarks.quality import Kept, Quality, chance, measure, new_run, qualities_of_ours, topk, train_ours
+from tests.benchmarks.quality import (
+    Kept,
+    Quality,
+    chance,
+    measure,
+    new_run,
+    qualities_of_ours,
+    topk,
+    train_ours,
+    what_of_ours,
+)
 
 SETS = {"dictionary": dictionary, "hierarchy": hierarchy}
 CONFIG = TrainConfig(sae=TopKConfig(d_sae=512, k=8))
@@ -57,9 +67,10 @@ def test_what_was_measured_is_not_trained_again(data: ActivationSet, tmp_path: P
     kept = Kept(tmp_path / "folder" / "kept.jsonl")
     found = [Quality(0.5, 32.0, 0.1), Quality(0.25, 32.0, 0.0, mmcs=0.5, recovered=0.75)]
     for seed, quality in enumerate(found):
-        kept.add({"trainer": "ours", "set": data.name, "tokens": 10**12, "d_sae": 512, "seed": seed, "lr": 1}, quality)
+        kept.add(what_of_ours(data, topk(512, seed, {"lr": 1}), 10**12), quality)
     assert list(qualities_of_ours(data, 10**12, 512, 2, {"lr": 1}, kept)) == found
-    assert kept.get({"trainer": "ours", "set": data.name, "tokens": 10**12, "d_sae": 512, "seed": 2, "lr": 1}) is None
+    assert kept.get(what_of_ours(data, topk(512, 2, {"lr": 1}), 10**12)) is None
+    assert kept.get(what_of_ours(data, topk(512, 1, {"lr": 1, "adam_betas": [0.9, 0.5]}), 10**12)) is None
 
 
 @pytest.mark.parametrize("seed", range(3))
