@@ -48,7 +48,8 @@ def _report(run: Run, plan: Plan) -> None:
     for each in (plan, plan.control):
         if each is not None:
             for evaluation, name in zip(each.evaluations, names if each is plan else [" of the control"], strict=True):
-                run.do("evaluation", tasks.evaluate_sae, [evaluation], bar=f"evaluation{name}")
+                bar = f"evaluation{name}"
+                run.do("evaluation", tasks.evaluate_sae, [evaluation], bar=bar, gang=run.gang_of_latents())
     run.tell("evaluation", f"{len(plan.evaluations)} SAE{'s' * (len(plan.evaluations) > 1)} and controls")
     for statistics, name in zip(plan.statistics, names, strict=True):
         _statistics(run, statistics, f"statistics{name}")
@@ -69,12 +70,16 @@ def _bar_names(plan: Plan) -> list[str]:
 
 def _statistics(run: Run, spec: StatisticsSpec, bar: str) -> None:
     if run.wants("statistics"):
-        n_parts = count_parts(run.storage, spec)
-        run.fan_out("statistics", bar, tasks.statistics_of_part, [([spec], part) for part in range(n_parts)])
+        n_parts, gang = count_parts(run.storage, spec), run.gang_of_latents()
+        if gang is None:
+            run.fan_out("statistics", bar, tasks.statistics_of_part, [([spec], part) for part in range(n_parts)])
+        else:
+            all_parts = [range(n_parts)]
+            run.do("statistics", tasks.statistics_of_parts, [spec], parts=all_parts, gang=gang, bar=bar)
         for level in merge_levels(n_parts):
             jobs = [([spec], node.part) for node in level]
             run.fan_out("statistics", f"{bar}: merge", tasks.merge_statistics_parts, jobs)
-        run.do("statistics", tasks.merge_statistics, [spec], bar=bar)
+        run.do("statistics", tasks.merge_statistics, [spec], bar=bar, gang=gang)
 
 
 def _labels(run: Run, plan: Plan) -> None:

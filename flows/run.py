@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import logging
+import math
 import os
 import time
 from collections import deque
@@ -20,9 +21,10 @@ from flows.repair import Outcomes, address
 from flows.stages import FOLLOWS, Stage
 from sae.config import FrozenConfig, Spec
 from sae.errors import ConfigError, StoreError
-from sae.plan import ExecutionConfig
+from sae.pipeline_config import ExecutionConfig, NodeConfig
 from sae.store.artefacts.checkpoints import remove_checkpoints
 from sae.store.storage.filesystem import Storage
+from sae.train.config import MeshConfig
 from tasks.caching import Job, has_all_parts, is_stored
 from tasks.gang import GangConfig
 from tasks.process import accept_work, stop_workers
@@ -176,13 +178,23 @@ class Run:
 
     def gang(self) -> GangConfig | None:
         """The processes that share an SAE. None: they are one."""
-        execution = self.execution
-        if execution.mesh.world == 1:
+        return self._gang_of(self.execution.mesh, self.execution.nodes)
+
+    def gang_of_latents(self) -> GangConfig | None:
+        """The processes that share an SAE's latents, without those that have other rows. None: there is one."""
+        mesh, nodes = self.execution.mesh, self.execution.nodes
+        # As few machines as have equally many of them, and no more on one than there are in training.
+        n_machines = len(nodes) // math.gcd(len(nodes), mesh.data) if nodes else 0
+        return self._gang_of(MeshConfig(latents=mesh.latents), nodes[:n_machines])
+
+    def _gang_of(self, mesh: MeshConfig, nodes: tuple[NodeConfig, ...]) -> GangConfig | None:
+        if mesh.world == 1:
             return None
-        per_machine = execution.mesh.world // max(1, len(execution.nodes))
+        execution = self.execution
+        per_machine = mesh.world // max(1, len(nodes))
         return GangConfig(
-            mesh=execution.mesh,
-            nodes=execution.nodes,
+            mesh=mesh,
+            nodes=nodes,
             threads=execution.threads or max(1, (os.cpu_count() or 1) // per_machine),
             collective_timeout_seconds=execution.collective_timeout_seconds,
             heartbeat_timeout_seconds=execution.heartbeat_timeout_seconds,

@@ -54,7 +54,7 @@ class ExecutionConfig(FrozenConfig):
     training_logs: tuple[TrainingLog, ...] = ()
     """Where the curves of SAEs are written, beside the store, while they are trained."""
     mesh: MeshConfig = MeshConfig()
-    """Processes that share every SAE while it is trained."""
+    """Processes that share every SAE in training; those along `latents` also in its evaluation and statistics."""
     nodes: tuple[NodeConfig, ...] = ()
     """Machines of the mesh, with equally many of its processes each, neighbours along the latents. Empty: this one."""
     collective_timeout_seconds: float = Field(300.0, gt=0)

@@ -1,14 +1,21 @@
 """Library calls that join two stages, as functions that a worker process can be told to run."""
 
+from collections.abc import Sequence
+
+from sae.architectures import SAE
 from sae.evaluate import evaluate
 from sae.evaluate.config import EvaluationSpec
 from sae.extract import corpus, part
 from sae.extract.config import PartsSpec, Source
 from sae.progress import Progress, silent
+from sae.sharded import with_sae
+from sae.statistics import statistics
+from sae.statistics.config import StatisticsSpec
 from sae.store.storage.filesystem import Storage
 from sae.subject import embedded
 from sae.subject.config import TokenizerSpec
 from sae.train import in_memory
+from sae.train.collectives import ALONE, Collectives
 
 
 def train_tokenizer(storage: Storage, spec: TokenizerSpec, source: Source, *, progress: Progress = silent) -> None:
@@ -17,9 +24,44 @@ def train_tokenizer(storage: Storage, spec: TokenizerSpec, source: Source, *, pr
     embedded.train_tokenizer(storage, spec, documents, progress=progress)
 
 
-def evaluate_sae(storage: Storage, spec: EvaluationSpec, *, progress: Progress = silent) -> None:
+def evaluate_sae(
+    storage: Storage, spec: EvaluationSpec, *, shared: Collectives = ALONE, progress: Progress = silent
+) -> None:
     """An SAE's evaluation, with the replicates it asks for trained on the spot."""
-    evaluate.evaluate_sae(storage, spec, train_replicates=in_memory.train_replicates, progress=progress)
+
+    def work(sae: SAE, progress: Progress) -> None:
+        replicates = in_memory.train_replicates
+        evaluate.evaluate_sae(storage, spec, sae=sae, train_replicates=replicates, progress=progress)
+
+    with_sae(storage, spec.sae, work, shared=shared, progress=progress)
+
+
+def statistics_of_parts(
+    storage: Storage,
+    spec: StatisticsSpec,
+    parts: Sequence[int],
+    *,
+    shared: Collectives = ALONE,
+    progress: Progress = silent,
+) -> None:
+    """Some parts' statistics, one after the other, each committed when it is done."""
+
+    def work(sae: SAE, progress: Progress) -> None:
+        for number in parts:
+            statistics.statistics_of_part(storage, spec, number, sae=sae, progress=progress)
+
+    with_sae(storage, spec.sae, work, shared=shared, progress=progress)
+
+
+def merge_statistics(
+    storage: Storage, spec: StatisticsSpec, *, shared: Collectives = ALONE, progress: Progress = silent
+) -> None:
+    """The tables of all parts' statistics."""
+
+    def work(sae: SAE, progress: Progress) -> None:
+        statistics.merge_statistics(storage, spec, sae=sae, progress=progress)
+
+    with_sae(storage, spec.sae, work, shared=shared, progress=progress)
 
 
 def plan_parts(storage: Storage, specs: list[PartsSpec]) -> None:

@@ -1,5 +1,6 @@
 """SAEs to evaluation, statistics and the report."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from prefect import task
@@ -11,20 +12,34 @@ from sae.report import render
 from sae.report.config import ReportSpec
 from sae.statistics import statistics
 from sae.statistics.config import StatisticsSpec
+from sae.store.storage.filesystem import Storage
 from tasks import calls
-from tasks.caching import TASK_OPTIONS, Job, produce
+from tasks.caching import TASK_OPTIONS, Job, is_stored, produce
+from tasks.gang import GangConfig
 
 
 @task(task_run_name="evaluate-sae-{spec.fingerprint}", **TASK_OPTIONS)
-def evaluate_sae(spec: EvaluationSpec, job: Job, bar: str = "evaluation") -> list[str]:
+def evaluate_sae(spec: EvaluationSpec, job: Job, bar: str = "evaluation", gang: GangConfig | None = None) -> list[str]:
     """Measure an SAE on held-out documents, beside its controls."""
-    return produce(job, [spec], calls.evaluate_sae, {"spec": spec}, bar=bar)
+    return produce(job, [spec], calls.evaluate_sae, {"spec": spec}, bar=bar, gang=gang)
 
 
 @task(task_run_name="statistics-part-{part:05d}", **TASK_OPTIONS)
 def statistics_of_part(spec: StatisticsSpec, part: int, job: Job) -> list[str]:
     """Count one part's firings."""
     return produce(job, [spec], statistics.statistics_of_part, {"spec": spec, "part": part}, part=part)
+
+
+@task(task_run_name="statistics-parts-{spec.fingerprint}", **TASK_OPTIONS)
+def statistics_of_parts(
+    spec: StatisticsSpec, parts: Sequence[tuple[int, int]], job: Job, gang: GangConfig, bar: str
+) -> list[str]:
+    """Count the firings of all parts [first, stop), by processes that share the SAE's latents."""
+    (made,) = (range(*each) for each in parts)
+    storage = Storage(job.root)
+    missing = [part for part in made if job.recompute or not is_stored(storage, [spec], part)]
+    arguments = {"spec": spec, "parts": missing}
+    return produce(job, [spec], calls.statistics_of_parts, arguments, parts=[made], bar=bar, gang=gang)
 
 
 @task(task_run_name="merge-statistics-part-{part:05d}", **TASK_OPTIONS)
@@ -34,9 +49,11 @@ def merge_statistics_parts(spec: StatisticsSpec, part: int, job: Job) -> list[st
 
 
 @task(task_run_name="merge-statistics-{spec.fingerprint}", **TASK_OPTIONS)
-def merge_statistics(spec: StatisticsSpec, job: Job, bar: str = "statistics") -> list[str]:
+def merge_statistics(
+    spec: StatisticsSpec, job: Job, bar: str = "statistics", gang: GangConfig | None = None
+) -> list[str]:
     """Merge the parts' statistics into tables of latents and examples."""
-    return produce(job, [spec], statistics.merge_statistics, {"spec": spec}, bar=f"{bar}: examples")
+    return produce(job, [spec], calls.merge_statistics, {"spec": spec}, bar=f"{bar}: examples", gang=gang)
 
 
 @task(task_run_name="write-questions-{spec.fingerprint}", **TASK_OPTIONS)
