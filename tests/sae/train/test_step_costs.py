@@ -76,8 +76,9 @@ def test_memory_is_what_tensors_take(sae: SAEConfig, d_in: int, changes: dict[st
     """At their peak in a step: hardly more, and not much less."""
     config = TrainConfig.model_validate({"sae": sae, "batch_rows": ROWS, "auxk_after_tokens": 10**6, **changes})
     x = torch.randn(ROWS, d_in, generator=torch.Generator().manual_seed(0))
+    moments = DataMoments.of(x)  # looks at views of x, whose memory is not the run's
     with _Tensors() as tensors:
-        run = TrainingRun(config, DataMoments.of(x), 100, rows=RowsInMemory(x, ROWS, 0))
+        run = TrainingRun(config, moments, 100, rows=RowsInMemory(x, ROWS, 0))
         run.advance(x)
         run.state.clock.tokens_since_fired[: int(DEAD_SHARE * sae.d_sae)] = 10**6
         kept = tensors.now
