@@ -12,8 +12,8 @@ from sae.store.reading.shuffle import ShuffleConfig
 Beta = Annotated[float, Field(ge=0, lt=1)]
 """How much of a running mean each step keeps."""
 
-LR_OF_2048 = 6.5e-3
-"""Best peak learning rate of 2,048 latents."""
+LR, LR_TOKENS = 6.5e-3, 2**21
+"""Best peak learning rate of 2,048 latents, and up to how many tokens it is."""
 
 
 class Pretrained(FrozenConfig):
@@ -36,7 +36,7 @@ class TrainConfig(FrozenConfig):
     n_tokens: int | None = Field(None, gt=0)
     """Rows to train on, over as many epochs as that takes. None: one epoch."""
     lr: float | None = Field(None, gt=0)
-    """Peak learning rate. None: 6.5e-3 * sqrt(2048 / d_sae)."""
+    """Peak learning rate. None: 6.5e-3 * sqrt(2048 / d_sae), times sqrt(2^21 / tokens) for more tokens than 2^21."""
     warmup_fraction: float = Field(0.05, ge=0, le=1)
     """Share of the steps in which the learning rate rises linearly."""
     decay_fraction: float = Field(0.2, ge=0, le=1)
@@ -74,14 +74,16 @@ class TrainConfig(FrozenConfig):
             raise ValueError(f'selection = "{self.selection}", but standard SAEs select nothing. Leave it "float32".')
         return self
 
-    @property
-    def peak_lr(self) -> float:
-        """The learning rate in force.
+    def peak_lr(self, n_tokens: int) -> float:
+        """The learning rate in force for a run of so many tokens.
 
-        It scales as 1/sqrt(d_sae) (Gao et al. 2024). The constant was measured with TopK (docs/recipes.md); a larger one
-        leaves latents dead.
+        It scales as 1/sqrt(d_sae) (Gao et al. 2024). The constant and how it falls with the length of the run were
+        measured with TopK (docs/recipes.md); a larger one leaves latents dead.
         """
-        return self.lr if self.lr is not None else LR_OF_2048 * math.sqrt(2048 / self.sae.d_sae)
+        if self.lr is not None:
+            return self.lr
+        longer = max(1.0, n_tokens / LR_TOKENS)
+        return LR * math.sqrt(2048 / self.sae.d_sae / longer)
 
 
 class TensorBoardLog(FrozenConfig):

@@ -117,7 +117,7 @@ class TrainingRun:
     ) -> None:
         self.shared = shared
         self.config, self.n_steps, self.device, self.name = config, n_steps, torch.device(device), name
-        self.peak_lr = config.peak_lr
+        self.peak_lr = config.peak_lr(n_steps * config.batch_rows)
         self.d_in = len(moments.mean)
         self.scale = _input_scale(config.input_scale, moments, sample)
         """The SAE sees scale * x."""

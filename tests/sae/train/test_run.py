@@ -123,12 +123,13 @@ def test_replicates_with_clipping_and_averaging_equal_each_trained_alone() -> No
         assert torch.equal(found.W_dec, train_in_memory(x, config, seed=seed).W_dec)
 
 
-def test_the_learning_rate_falls_with_the_width() -> None:
+def test_the_learning_rate_falls_with_the_width_and_with_the_length_of_the_run() -> None:
     of = {d_sae: TrainConfig(sae=TopKConfig(d_sae=d_sae, k=2)) for d_sae in (2048, 8192)}
-    assert of[2048].peak_lr == 6.5e-3
-    assert of[8192].peak_lr == pytest.approx(3.25e-3)
-    assert _config(lr=0.25).peak_lr == 0.25
-    run = _run(of[8192], n_steps=100)
+    assert of[2048].peak_lr(1000) == of[2048].peak_lr(2**21) == 6.5e-3
+    assert of[8192].peak_lr(1000) == pytest.approx(3.25e-3)
+    assert of[2048].peak_lr(4 * 2**21) == pytest.approx(3.25e-3)
+    assert _config(lr=0.25).peak_lr(4 * 2**21) == 0.25
+    run = _run(of[2048], n_steps=4 * 2**21 // of[2048].batch_rows)
     assert max(run.learning_rate(step) for step in range(run.n_steps)) == pytest.approx(3.25e-3)
 
 
