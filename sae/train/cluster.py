@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from sae.config import FrozenConfig
 from sae.train.config import MeshConfig, TrainConfig
-from sae.train.step_costs import AXES, Axis, collectives, ranks_along, work
+from sae.train.step_costs import AXES, Axis, collectives, ranks_along, told_rows_bytes, work
 
 DEFAULT_RATES = {"float32": 67e12, "bfloat16": 989e12, "memory": 3.35e12, "nvlink": 450e9, "nic": 50e9}
 """FLOP/s of dense products by dtype (float32 without TF32, as torch multiplies by default); bytes/s of a GPU's memory,
@@ -75,11 +75,25 @@ def bandwidth(mesh: MeshConfig, axis: Axis, cluster: Cluster, rates: Mapping[str
 def told_seconds(sae: Trained, mesh: MeshConfig, cluster: Cluster, rates: Mapping[str, float]) -> float:
     """Of a step: what ranks tell each other."""
     speeds = {axis: REACHED * bandwidth(mesh, axis, cluster, rates) for axis in set(AXES.values())}
-    waits = {axis: LATENCY_SECONDS * math.ceil(math.log2(ranks_along(axis, mesh))) for axis in speeds}
+    waits = {axis: _latency(ranks_along(axis, mesh)) for axis in speeds}
     return sum(
         n_bytes / speeds[AXES[method]] + waits[AXES[method]]
         for method, n_bytes in collectives(sae.config, sae.d_in, mesh)
     )
+
+
+def rows_seconds(sae: Trained, mesh: MeshConfig, cluster: Cluster, rates: Mapping[str, float]) -> float:
+    """Of a batch: the latent ranks of a node are told its rows by the one of them that reads; SAEs side by side share
+    them."""
+    neighbours = min(mesh.latents, cluster.gpus_per_node)
+    if neighbours == 1:
+        return 0.0
+    rows = told_rows_bytes(sae.config, sae.d_in, mesh)
+    return rows / (REACHED * rates["nvlink"]) + 2 * _latency(neighbours)  # their number first
+
+
+def _latency(n_ranks: int) -> float:
+    return LATENCY_SECONDS * math.ceil(math.log2(n_ranks))
 
 
 def compute_seconds(sae: Trained, mesh: MeshConfig, rates: Mapping[str, float]) -> float:

@@ -4,7 +4,7 @@ A layout divides the GPUs into equal runs that know nothing of each other, each 
 own: one run is one mesh of all GPUs, as many runs as GPUs are an SAE (or several) for every GPU.
 
 A step takes as long as its products, what it moves in the GPU's memory and what ranks tell each other, one after the
-other. Left out: overlap, reading rows, uneven shares of the pairs, AuxK.
+other. Left out: overlap, reading rows from the store, uneven shares of the pairs, AuxK.
 """
 
 import math
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from sae.config import FrozenConfig
 from sae.errors import ConfigError
 from sae.memory import readable
-from sae.train.cluster import USABLE, Cluster, Trained, compute_seconds, told_seconds
+from sae.train.cluster import USABLE, Cluster, Trained, compute_seconds, rows_seconds, told_seconds
 from sae.train.config import MeshConfig
 from sae.train.step_costs import memory, received_bytes
 
@@ -36,7 +36,7 @@ class Layout(FrozenConfig):
     received: dict[str, int]
     """Bytes that a rank receives in a step of every SAE of the slowest run, by method of `Collectives`."""
     told_seconds: float
-    """That these take."""
+    """That these take, and the rows of the batches."""
     step_seconds: float
     """A step of every SAE of the slowest run."""
     rows_per_second: float
@@ -98,14 +98,19 @@ def choose(layouts: Sequence[Layout], saes: Sequence[Trained], cluster: Cluster)
 
 def rank_bytes(saes: Sequence[Trained], mesh: MeshConfig) -> int:
     """Bytes on a rank while these are trained: those of one hook point and batch size side by side."""
-    together: dict[tuple[str | None, int], list[Trained]] = {}
-    for sae in saes:
-        together.setdefault((sae.config.hook_point, sae.config.batch_rows), []).append(sae)
     found = 0
-    for each in together.values():
+    for each in _side_by_side(saes):
         needs = [memory(sae.config, sae.d_in, mesh) for sae in each]
         found = max(found, sum(need.kept for need in needs) + max(need.step for need in needs) + needs[0].batches)
     return found
+
+
+def _side_by_side(saes: Sequence[Trained]) -> list[list[Trained]]:
+    """Those that see the same batches."""
+    together: dict[tuple[str | None, int], list[Trained]] = {}
+    for sae in saes:
+        together.setdefault((sae.config.hook_point, sae.config.batch_rows), []).append(sae)
+    return list(together.values())
 
 
 def least_shares(sae: Trained, cluster: Cluster) -> int | None:
@@ -139,8 +144,17 @@ def _layout(
     runs: list[list[int]] = [[] for _ in range(n_runs)]
     for number in sorted(range(len(saes)), key=lambda i: -per_row[i]):  # the longest first, to who has least to do
         min(runs, key=lambda run: sum(per_row[i] for i in run)).append(number)
-    slowest = max(runs, key=lambda run: sum(per_row[i] for i in run))
-    seconds_per_row = sum(per_row[i] for i in slowest)
+
+    def rows_of(run: Sequence[int]) -> list[tuple[float, int]]:
+        firsts = [each[0] for each in _side_by_side([saes[i] for i in run])]
+        return [(rows_seconds(sae, mesh, cluster, rates), sae.config.batch_rows) for sae in firsts]
+
+    def run_seconds_per_row(run: Sequence[int]) -> float:
+        return sum(per_row[i] for i in run) + sum(seconds / n_rows for seconds, n_rows in rows_of(run))
+
+    slowest = max(runs, key=run_seconds_per_row)
+    seconds_per_row = run_seconds_per_row(slowest)
+    told_of_all = sum(told[i] for i in slowest) + sum(seconds for seconds, _ in rows_of(slowest))
     together = max(rank_bytes([saes[i] for i in run], mesh) for run in runs)
     in_turn = together > cluster.usable_bytes and len(saes) > n_runs
     received: Counter[str] = Counter()
@@ -153,8 +167,8 @@ def _layout(
         in_turn=in_turn,
         rank_bytes=max(rank_bytes([sae], mesh) for sae in saes) if in_turn else together,
         received=dict(received),
-        told_seconds=sum(told[i] for i in slowest),
-        step_seconds=sum(steps[i] for i in slowest),
+        told_seconds=told_of_all,
+        step_seconds=sum(steps[i] - told[i] for i in slowest) + told_of_all,
         rows_per_second=1 / seconds_per_row,
         efficiency=alone / (cluster.n_gpus * seconds_per_row),
     )

@@ -132,6 +132,11 @@ def collectives(config: TrainConfig, d_in: int, mesh: MeshConfig, *, dead: bool 
         yield from reduced("norm_latents", 3 * s)
 
 
+def told_rows_bytes(config: TrainConfig, d_in: int, mesh: MeshConfig) -> int:
+    """Rows of a batch that a rank receives from the neighbour that reads them, where one of its host does."""
+    return config.batch_rows // mesh.data * d_in * ITEMSIZE
+
+
 def ranks_along(axis: Axis, mesh: MeshConfig) -> int:
     """Ranks of a group."""
     return {"latents": mesh.latents, "data": mesh.data, "all": mesh.world}[axis]

@@ -68,6 +68,16 @@ def test_a_step_worked_by_hand() -> None:
     assert told == pytest.approx(sum(received_bytes(sae.config, 2, mesh).values()) / REACHED, rel=1e-4)
 
 
+def test_rows_are_told_once_to_saes_that_share_them() -> None:
+    rates, mesh = dict.fromkeys(DEFAULT_RATES, 1e30) | {"nvlink": 1.0}, MeshConfig(data=1, latents=2)
+    one, two = (plan_layouts(saes(SMALL, n), gpus(2), rates) for n in (1, 2))
+    (of_one,), (of_two,) = ([each for each in some if each.mesh == mesh] for some in (one, two))
+    rows = (1 << 15) * 4096 * 4 / REACHED  # a byte a second
+    in_a_step = sum(of_one.received.values()) / REACHED
+    assert of_one.told_seconds == pytest.approx(in_a_step + rows)
+    assert of_two.told_seconds == pytest.approx(2 * in_a_step + rows)
+
+
 def test_latents_first_over_whole_nodes() -> None:
     chosen, why = planned(saes(LARGE), gpus(64))
     assert chosen.mesh == MeshConfig(data=1, latents=64)
@@ -79,7 +89,7 @@ def test_latents_first_over_whole_nodes() -> None:
 
 
 def test_data_ranks_for_really_large_batches() -> None:
-    small, _ = planned(saes(SMALL), gpus(64))
+    small, _ = planned(saes(SMALL), gpus(8))
     large, why = planned(saes(SMALL, batch_rows=1 << 18), gpus(64))
     assert small.mesh.data == 1
     assert large.mesh == MeshConfig(data=4, latents=16)
