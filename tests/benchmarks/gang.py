@@ -1,4 +1,4 @@
-"""Gangs on bad days: ranks and agents killed, stopped and terminated at random moments, and what came of each call.
+"""Gangs on bad days: ranks and agents killed and stopped at random moments of a real training, and what came of it.
 
 `python -m tests.benchmarks gang`, or with tries and a seed `python -m tests.benchmarks.gang 30 7`.
 """
@@ -6,6 +6,7 @@
 import contextlib
 import os
 import random
+import shutil
 import signal
 import statistics as median_of
 import sys
@@ -13,121 +14,213 @@ import tempfile
 import threading
 import time
 import uuid
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 from sae.errors import TransientError
 from sae.pipeline_config import NodeConfig
-from sae.progress import Progress
-from sae.train.config import MeshConfig
+from sae.store.artefacts.checkpoints import remove_checkpoints
+from sae.store.artefacts.records import require_record, verify
+from sae.store.storage.filesystem import Storage
+from sae.train.config import MeshConfig, SAESpec
 from tasks.attempt import EXIT_SECONDS, GONE_SECONDS, HANG_UP_SECONDS, LAST_WORDS_SECONDS
-from tasks.gang import GangConfig, run_gang
+from tasks.caching import Job, produce
+from tasks.gang import GangConfig
+from tests.bad_days import gang_training
+from tests.bad_days.gang_training import EVERY, N_STEPS, PAUSE_SECONDS
 from tests.processes import marked
-from tests.tasks import gang_work
 
 TRIES, SEED = 30, 0
 MARK = "SAE_PIPELINE_TEST_GANG"
 GANG = GangConfig(
-    mesh=MeshConfig(data=4),
+    mesh=MeshConfig(latents=2),
     nodes=(NodeConfig(address=IPv4Address("127.0.0.1")), NodeConfig(address=IPv4Address("127.0.0.2"))),
     threads=1,
-    collective_timeout_seconds=6,
-    heartbeat_timeout_seconds=30,
+    collective_timeout_seconds=15,
+    heartbeat_timeout_seconds=60,
 )
 DEADLINE_SECONDS = GANG.heartbeat_timeout_seconds + LAST_WORDS_SECONDS + EXIT_SECONDS + HANG_UP_SECONDS + GONE_SECONDS
+"""From a fault to the end of its attempt."""
 LEFT_SECONDS = 2.0
 """How long what is killed, and has closed its files, may take to be gone."""
-MOMENTS = ("while it starts", "in a step", "at the last step")
+MOST_ATTEMPTS = 5
+"""A machine that is busy with other things may lose an attempt of its own accord."""
+MOMENTS = ("while it starts", "in a step", "in a save", "at the last step", "in calibration", "in the commit")
+FAULTS = [(what, whom) for what in ("SIGKILL", "SIGSTOP") for whom in ("rank", "agent")]
 
 
 class _Try(NamedTuple):
     """What came of a fault.
 
     Attributes:
-        ended: seconds from the fault to the end of the attempt.
-        recovered: from the fault to the first step of the next attempt; None where the attempt went on.
+        attempts: that it took, with the one that was struck.
+        right: the SAE has the bytes of an undisturbed training.
+        ended: seconds from the fault to the end of its attempt.
+        recovered: from the fault to the first step of the next attempt; None where none was needed.
+        orphans: processes that were left of any attempt.
+        strays: files that no record names, in the root, the temporary folder and shared memory.
     """
 
-    outcome: str
+    attempts: int
+    right: bool
     ended: float
     recovered: float | None
+    orphans: int
+    strays: list[str]
 
 
 def gang(folder: Path, tries: int = TRIES, seed: int = SEED) -> Iterator[str]:
-    """One line per fault: tries, outcomes, seconds until the attempt had ended and until work went on.
+    """A line per try, then one per fault and moment: right ones, seconds until the attempt had ended and work went on.
 
-    Raises: AssertionError when a result was wrong, a process was left, or an attempt outlived its deadline.
+    Raises: AssertionError when an SAE was wrong, an attempt outlived its deadline, or anything was left.
     """
-    yield f"{'fault, two nodes of two ranks':<46} {'tries':>5}  {'ended (max)':>14} {'went on (max)':>15}  outcome"
-    rng, found = random.Random(seed), {}
+    storage, spec = gang_training.new_root(folder / "origin")
+    (undisturbed := folder / "undisturbed").mkdir()
+    expected = _train(storage, spec, undisturbed)
+    shutil.rmtree(storage.full(spec.ref))
+    rng, found = random.Random(seed), dict[tuple[str, str], list[_Try]]()
+    cells = [(fault, moment) for fault in FAULTS for moment in MOMENTS]
+    rng.shuffle(cells)
+    yield (
+        f"{'fault':<19} {'moment':<17} {'tries':>5} {'right':>5}  {'ended (max)':>15} {'went on (max)':>15} "
+        f"{'orphans':>7} {'strays':>6}"
+    )
+    wrong: list[str] = []
     for number in range(tries):
-        whom, what = rng.choice(["rank", "agent"]), rng.choice(["SIGKILL", "SIGKILL", "SIGSTOP", "SIGTERM"])
-        moment = MOMENTS[number % len(MOMENTS)]
-        here = folder / str(number)
-        here.mkdir()
-        found.setdefault(f"{what} to a random {whom} {moment}", []).append(_attempts(here, whom, what, moment, rng))
-    for name, made in sorted(found.items()):
-        outcomes = "; ".join(f"{count}: {what}" for what, count in Counter(each.outcome for each in made).most_common())
-        went_on = _seconds([each.recovered for each in made if each.recovered is not None])
-        yield f"{name:<46} {len(made):>5}  {_seconds([each.ended for each in made]):>14} {went_on:>15}  {outcomes}"
+        (what, whom), moment = cells[number % len(cells)]
+        made = _disturbed(folder / str(number), storage, spec, (what, whom, moment), rng, expected)
+        name = f"{what} to {'a rank' if whom == 'rank' else 'an agent'}"
+        found.setdefault((name, moment), []).append(made)
+        yield _line(name, moment, [made])
+        if not made.right or made.orphans or made.strays or made.ended > DEADLINE_SECONDS:
+            wrong.append(f"try {number}, {what} to {whom} {moment}: {made}")
+    yield ""
+    for (fault, moment), each in sorted(found.items(), key=lambda item: (item[0][0], MOMENTS.index(item[0][1]))):
+        yield _line(fault, moment, each)
+    yield _line("all", "", [made for each in found.values() for made in each])
+    assert not wrong, "\n".join(wrong)
 
 
-def _attempts(folder: Path, whom: str, what: str, moment: str, rng: random.Random) -> _Try:
-    """One attempt with the fault, and as many as it takes without."""
-    struck: list[float] = []
-    os.environ[MARK] = mark = folder.name + uuid.uuid4().hex
+def _line(fault: str, moment: str, tries: Sequence[_Try]) -> str:
+    ended, went_on = [each.ended for each in tries], [each.recovered for each in tries if each.recovered is not None]
+    return (
+        f"{fault:<19} {moment:<17} {len(tries):>5} {sum(each.right for each in tries):>5}  {_seconds(ended):>15} "
+        f"{_seconds(went_on):>15} {sum(each.orphans for each in tries):>7} "
+        f"{sum(len(each.strays) for each in tries):>6}"
+    )
 
-    def strike() -> None:
-        if (victims := marked(MARK, mark, f"tasks.{whom}")) and not struck:
-            struck.append(time.monotonic())
+
+def _disturbed(
+    folder: Path, origin: Storage, spec: SAESpec, fault: tuple[str, str, str], rng: random.Random, expected: str
+) -> _Try:
+    """One training with the fault, in as many attempts as it takes."""
+    what, whom, moment = fault
+    shutil.copytree(origin.root, folder / "root")
+    (temporary := folder / "temporary").mkdir()
+    (signs := folder / "signs").mkdir()
+    storage, before, mark = Storage(str(folder / "root")), _shared_memory(), uuid.uuid4().hex
+    ended: list[float] = []
+    attempts = orphans = 0
+    with mock.patch.dict(os.environ, {MARK: mark, "TMPDIR": str(temporary)}):
+        strike = _Strike(what, whom, _sign(moment, signs, rng), mark, rng)
+        strike.start()
+        while True:
+            attempts, error = attempts + 1, None
+            try:
+                content = _train(storage, spec, signs)
+            except TransientError as err:
+                error = err
+            assert error is None or attempts < MOST_ATTEMPTS, f"{fault}: no attempt came to its end: {error}"
+            if strike.at:
+                ended.append(time.monotonic() - strike.at)
+            orphans += _left(mark)
+            if error is None:
+                break
+        strike.join(60)
+    assert strike.at, f"{fault}: the training had ended before the fault came"
+    steps = [float(line) for line in (signs / gang_training.STEPS).read_text().split()]
+    recovered = [step - strike.at for step in steps if step > strike.at] if attempts > 1 else []
+    right = content == expected and verify(storage, require_record(storage, spec.ref)) == []
+    strays = [
+        *sorted(_files(storage) - _files(origin) - _named(storage, spec)),
+        *sorted(path.name for path in temporary.iterdir() if not path.name.startswith("torchinductor")),  # its cache
+        *sorted(_shared_memory() - before),
+    ]
+    return _Try(attempts, right, ended[0], recovered[0] if recovered else None, orphans, strays)
+
+
+def _sign(moment: str, signs: Path, rng: random.Random) -> Path | None:
+    """The file that says that the moment has come; None: when there is somebody to strike."""
+    names = {
+        "in a step": f"step-{rng.randrange(1, N_STEPS - 1)}",
+        "in a save": f"save-{EVERY * rng.randrange(1, (N_STEPS - 1) // EVERY + 1)}",
+        "at the last step": "last-step",
+        "in calibration": "calibration",
+        "in the commit": "commit",
+    }
+    return signs / names[moment] if moment in names else None
+
+
+class _Strike(threading.Thread):
+    """Sends a signal to one of the ranks or agents, a random while after a sign.
+
+    Attributes:
+        at: when, by `time.monotonic()`.
+    """
+
+    def __init__(self, what: str, whom: str, sign: Path | None, mark: str, rng: random.Random) -> None:
+        super().__init__(daemon=True)
+        self._signal, self._whom, self._sign, self._mark = getattr(signal, what), f"tasks.{whom}", sign, mark
+        self._wait, self._choice = rng.uniform(0, PAUSE_SECONDS if sign else 1.5), rng.random()
+        self.at = 0.0
+
+    def run(self) -> None:
+        while not (self._sign.exists() if self._sign else marked(MARK, self._mark, self._whom)):
+            time.sleep(0.005)
+        time.sleep(self._wait)
+        if victims := sorted(marked(MARK, self._mark, self._whom)):
+            self.at = time.monotonic()
             with contextlib.suppress(ProcessLookupError):
-                os.kill(rng.choice(victims), getattr(signal, what))
+                os.kill(victims[int(self._choice * len(victims))], self._signal)
 
-    def progress(done: int, total: int, unit: str, note: str = "") -> None:
-        if done >= step:
-            strike()
 
-    last = gang_work.N_STEPS - 1
-    step = {"in a step": rng.randrange(1, last), "at the last step": last}.get(moment, gang_work.N_STEPS + 1)
-    wait = rng.uniform(0, 1.5)
+def _train(storage: Storage, spec: SAESpec, signs: Path) -> str:
+    """As the train task does, and the flow after it. Returns: the digest of the SAE's files."""
+    arguments = {"specs": [spec], "signs": str(signs)}
+    produce(Job(root=storage.root), [spec], gang_training.train, arguments, gang=GANG)
+    remove_checkpoints(storage, spec.ref)
+    return require_record(storage, spec.ref).content
 
-    def strike_early() -> None:
-        while not marked(MARK, mark, f"tasks.{whom}"):
-            time.sleep(0.02)
-        time.sleep(wait)
-        strike()
 
-    early = threading.Thread(target=strike_early, daemon=True)
-    if moment == "while it starts":
-        early.start()
-    outcome = "went on"
-    try:
-        _call(folder, progress)
-    except TransientError as err:
-        outcome = type(err).__name__
-    assert struck, "the attempt had ended before the fault came"
-    ended = time.monotonic() - struck[0]
-    assert ended < DEADLINE_SECONDS, f"{what} to a {whom} {moment}: {ended:.1f} s"
-    left = time.monotonic() + LEFT_SECONDS
-    while marked(MARK, mark) and time.monotonic() < left:
+def _left(mark: str) -> int:
+    """Processes that are there though they should not be."""
+    until = time.monotonic() + LEFT_SECONDS
+    while (left := marked(MARK, mark)) and time.monotonic() < until:
         time.sleep(0.05)
-    assert not marked(MARK, mark), f"{what} to a {whom} {moment} has left processes"
-    recovered: list[float] = []
-    if outcome != "went on":
-        _call(folder, lambda *_: recovered.append(time.monotonic() - struck[0]))
-    assert (folder / "result").read_text() == gang_work.expected(GANG.mesh.world)
-    return _Try(outcome, ended, recovered[0] if recovered else None)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    return len(left)
 
 
-def _call(folder: Path, progress: Progress) -> None:
-    arguments = {"folder": str(folder), "step_seconds": 0.1}
-    run_gang(gang_work.add_up, str(folder / "root"), arguments, GANG, progress=progress)
+def _files(storage: Storage) -> set[str]:
+    root = Path(storage.root)
+    return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
 
 
-def _seconds(values: list[float]) -> str:
+def _named(storage: Storage, spec: SAESpec) -> set[str]:
+    record = require_record(storage, spec.ref)
+    return {f"{spec.ref}/record.json", *(record.path(entry.name) for entry in record.files)}
+
+
+def _shared_memory() -> set[str]:
+    folder = Path("/dev/shm")
+    return {str(path) for path in folder.iterdir()} if folder.is_dir() else set()
+
+
+def _seconds(values: Sequence[float]) -> str:
     return f"{median_of.median(values):.1f} s ({max(values):.1f})" if values else "-"
 
 
