@@ -28,7 +28,7 @@ from tests.sae.conformance.planted import Mutation, planted
 
 CASES = "cases.json"
 WITH_MISTAKES = "topk"
-N_ROWS, D_IN = 8, 12
+N_ROWS, D_IN, D_SAE = 8, 12, 16
 
 
 class Case(NamedTuple):
@@ -78,7 +78,8 @@ def all_cases(folder: Path) -> dict[str, Tensor]:
     for name, (statistics, evaluation) in json.loads((folder / CASES).read_text()).items():
         case = Case(StatisticsSpec.model_validate(statistics), EvaluationSpec.model_validate(evaluation))
         storage = Storage(str(folder / name))
-        do_all(storage, case, mesh)
+        with mock.patch.object(sharded, "BLOCK_ELEMENTS", 5 * D_SAE // mesh.world):  # five rows at a time
+            do_all(storage, case, mesh)
         if mesh.world == 2 and name == WITH_MISTAKES:
             for mistake, mutation in MISTAKES.items():
                 with planted(mutation):

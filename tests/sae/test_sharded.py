@@ -17,10 +17,10 @@ from sae.store.artefacts.records import read_record
 from sae.store.storage.filesystem import Storage
 from tests.sae import sharded_work
 from tests.sae.conftest import HOOK_POINT
-from tests.sae.sharded_work import D_IN, MISTAKES, N_ROWS, WITH_MISTAKES, Case
+from tests.sae.sharded_work import D_IN, D_SAE, MISTAKES, N_ROWS, WITH_MISTAKES, Case
 from tests.sae.train.ranks import run_ranks
 
-D_SAE, K = 16, 3
+K = 3
 FIGURES = "evaluation.json"
 CONFIGS: dict[str, SAEConfig] = {
     "more than a share has": TopKConfig(d_sae=D_SAE, k=D_SAE // 2 + 1),

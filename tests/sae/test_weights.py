@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from sae.architectures import SAE, BatchTopKConfig, SAEConfig, StandardConfig, TopKConfig, build_sae
 from sae.errors import StoreError
-from sae.weights import fold_decoder_norm, fold_input_scale, load_sae, save_sae
+from sae.weights import fold_decoder_norm, fold_input_scale, load_sae, read_weights, save_sae
 
 CONFIGS = [
     StandardConfig(d_sae=11, l1_coefficient=0.1),
@@ -39,6 +39,20 @@ def test_what_is_saved_is_what_is_loaded(config: SAEConfig, dtype: torch.dtype, 
         assert loaded.get_parameter(name).dtype is dtype
     for name, buffer in sae.named_buffers():
         assert torch.equal(loaded.get_buffer(name), buffer)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=repr)
+def test_an_interval_of_latents_is_loaded_alone(config: SAEConfig, tmp_path: Path) -> None:
+    sae = _random(config)
+    save_sae(sae, tmp_path)
+    own = slice(4, 9)
+    part = read_weights(tmp_path).sae(own)
+    assert (part.d_sae, part.config) == (5, config)
+    x = torch.randn(40, 5)
+    torch.testing.assert_close(part.pre_acts(x), sae.pre_acts(x)[:, own])
+    assert torch.equal(part.W_dec, sae.W_dec[own])
+    assert part.W_enc.untyped_storage().nbytes() == 5 * 5 * 4, "others' weights are held in memory"
+    assert all(torch.equal(buffer, sae.get_buffer(name)) for name, buffer in part.named_buffers())
 
 
 def test_equal_weights_give_equal_bytes(tmp_path: Path) -> None:
