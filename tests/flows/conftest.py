@@ -69,13 +69,20 @@ def with_settings(config: PipelineConfig, changes: dict[str, Any]) -> PipelineCo
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory, corpus: Path, prefect_backend: None) -> PipelineConfig:
-    """A finished run; tests copy its root before they change anything."""
+def first_run(
+    tmp_path_factory: pytest.TempPathFactory, corpus: Path, prefect_backend: None
+) -> tuple[PipelineConfig, list[dict[str, Any]]]:
+    """A run on a root that was not there, and what became of its tasks."""
     from flows.pipeline import pipeline
 
     config = tiny_config(tmp_path_factory.mktemp("finished") / "root", corpus)
-    pipeline(config)
-    return config
+    return config, pipeline(config)
+
+
+@pytest.fixture(scope="session")
+def finished(first_run: tuple[PipelineConfig, list[dict[str, Any]]]) -> PipelineConfig:
+    """A finished run; tests copy its root before they change anything."""
+    return first_run[0]
 
 
 @pytest.fixture

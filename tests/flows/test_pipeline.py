@@ -52,8 +52,8 @@ def recorded_files(root: str) -> dict[str, list[dict[str, Any]]]:
     return {str(path.relative_to(root)): json.loads(path.read_text())["files"] for path in paths}
 
 
-def test_a_first_run_computes_every_stage(tmp_path: Path, corpus: Path) -> None:
-    outcomes = run(tiny_config(tmp_path / "root", corpus))
+def test_a_first_run_computes_every_stage(first_run: tuple[PipelineConfig, list[dict[str, Any]]]) -> None:
+    outcomes = first_run[1]
     assert {outcome["outcome"] for outcome in outcomes} == {"computed"}
     assert computed(outcomes) == {"subject", "tokens", "activations", "sae", "evaluation", "statistics", "report"}
 

@@ -1,6 +1,7 @@
 """The remix under Prefect: what is computed, read by whom, and what is left when it is done."""
 
 import re
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,13 @@ pytestmark = pytest.mark.usefixtures("prefect_backend")
 N_PARTS = 24
 
 
-@pytest.fixture
-def given_config(tmp_path: Path) -> PipelineConfig:
-    """Given activations in many small parts, to be mixed into fewer."""
-    path = tmp_path / "act.npy"
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory, prefect_backend: None) -> PipelineConfig:
+    """Given activations in many small parts, extracted and mixed into fewer; tests copy its root to change it."""
+    folder = tmp_path_factory.mktemp("mixed")
+    path = folder / "act.npy"
     np.save(path, np.random.default_rng(0).standard_normal((N_PARTS * 20, 4), np.float32))
-    return PipelineConfig.model_validate(
+    config = PipelineConfig.model_validate(
         {
             "activations": {
                 "kind": "given",
@@ -39,9 +41,24 @@ def given_config(tmp_path: Path) -> PipelineConfig:
                 "remix": {"part_bytes": 50 * 16},
             },
             "saes": [{"sae": {"architecture": "topk", "d_sae": 8, "k": 2, "k_aux": 2}, "batch_rows": 40}],
-            "execution": {"root": str(tmp_path / "root"), "retry_delay_seconds": 0, "max_workers": 1},
+            "execution": {"root": str(folder / "root"), "retry_delay_seconds": 0, "max_workers": 1},
         }
     )
+    extracted(config)
+    return config
+
+
+@pytest.fixture
+def given_config(mixed: PipelineConfig, tmp_path: Path) -> PipelineConfig:
+    """The same on a root that is not there."""
+    return with_root(mixed, str(tmp_path / "root"))
+
+
+@pytest.fixture
+def copy_of_mixed(mixed: PipelineConfig, tmp_path: Path) -> PipelineConfig:
+    """The finished extraction on a root of its own."""
+    shutil.copytree(mixed.execution.root, tmp_path / "root")
+    return with_root(mixed, str(tmp_path / "root"))
 
 
 def with_root(config: PipelineConfig, root: str, **execution: Any) -> PipelineConfig:
@@ -116,31 +133,25 @@ def test_training_alone_reads_the_remix(copy: PipelineConfig) -> None:
     assert computed(run(config)) == set()
 
 
-def test_the_number_of_workers_does_not_change_a_byte(given_config: PipelineConfig, tmp_path: Path) -> None:
-    found = []
-    for n_workers in (1, 3):
-        config = with_root(given_config, str(tmp_path / f"root-{n_workers}"), max_workers=n_workers)
-        extracted(config)
-        found.append(mixed_parts(config))
-    assert found[0] == found[1]
-    assert len(found[0]) == 11
+def test_the_number_of_workers_does_not_change_a_byte(mixed: PipelineConfig, given_config: PipelineConfig) -> None:
+    config = with_root(given_config, given_config.execution.root, max_workers=3)
+    extracted(config)
+    assert mixed_parts(config) == mixed_parts(mixed)
+    assert len(mixed_parts(mixed)) == 11
 
 
 @pytest.mark.slow
-def test_a_remix_on_s3_has_the_bytes_of_one_on_disk(given_config: PipelineConfig, s3_root: str) -> None:
-    extracted(given_config)
-    on_s3 = with_root(given_config, s3_root, max_workers=2)
+def test_a_remix_on_s3_has_the_bytes_of_one_on_disk(mixed: PipelineConfig, s3_root: str) -> None:
+    on_s3 = with_root(mixed, s3_root, max_workers=2)
     extracted(on_s3)
-    assert mixed_parts(on_s3) == mixed_parts(given_config)
+    assert mixed_parts(on_s3) == mixed_parts(mixed)
     assert Storage(s3_root).sizes(DealtPartsSpec(remix=remix_of(on_s3)).ref) == {}
 
 
 @pytest.mark.parametrize("half", ["deal", pytest.param("gather", marks=pytest.mark.slow)])
 def test_a_run_killed_halfway_does_the_rest_when_it_is_started_again(
-    half: str, given_config: PipelineConfig, tmp_path: Path, shared_server: dict[str, Any]
+    half: str, mixed: PipelineConfig, given_config: PipelineConfig, tmp_path: Path, shared_server: dict[str, Any]
 ) -> None:
-    whole = with_root(given_config, str(tmp_path / "whole"))
-    extracted(whole)
     root, remix = Path(given_config.execution.root), remix_of(given_config)
     ref, n_parts = (DealtPartsSpec(remix=remix).ref, N_PARTS) if half == "deal" else (remix.ref, 10)
 
@@ -158,22 +169,21 @@ def test_a_run_killed_halfway_does_the_rest_when_it_is_started_again(
     assert code == 0, err
     again = [task for task in result["tasks"] if task["task"] == f"{half}_part" and task["outcome"] == "computed"]
     assert len(again) == n_left
-    assert mixed_parts(given_config) == mixed_parts(whole)
+    assert mixed_parts(given_config) == mixed_parts(mixed)
     assert strays(str(root)) == []
     assert not (root / DealtPartsSpec(remix=remix).ref).exists()
 
 
-def test_a_lost_part_is_mixed_again_to_the_same_bytes(given_config: PipelineConfig) -> None:
-    extracted(given_config)
-    before, storage, remix = mixed_parts(given_config), Storage(given_config.execution.root), remix_of(given_config)
+def test_a_lost_part_is_mixed_again_to_the_same_bytes(copy_of_mixed: PipelineConfig) -> None:
+    before, storage, remix = mixed_parts(copy_of_mixed), Storage(copy_of_mixed.execution.root), remix_of(copy_of_mixed)
     storage.remove(require_record(storage, remix.ref, 3).path("part.parquet"))
-    outcomes = extracted(given_config)
+    outcomes = extracted(copy_of_mixed)
     assert [o["part"] for o in outcomes if o["task"] == "gather_part" and o["outcome"] == "computed"] == [3]
-    assert mixed_parts(given_config) == before
-    assert strays(given_config.execution.root) == []
-    assert computed(extracted(given_config)) == set()
-    assert computed(extracted(given_config, refresh="activations")) >= {"deal_part", "gather_part", "finish_remix"}
-    assert mixed_parts(given_config) == before
+    assert mixed_parts(copy_of_mixed) == before
+    assert strays(copy_of_mixed.execution.root) == []
+    assert computed(extracted(copy_of_mixed)) == set()
+    assert computed(extracted(copy_of_mixed, refresh="activations")) >= {"deal_part", "gather_part", "finish_remix"}
+    assert mixed_parts(copy_of_mixed) == before
 
 
 def test_a_run_that_was_killed_between_commit_and_tidying_up_is_tidied_up_after(
