@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,9 +152,13 @@ def prefect_backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def s3_endpoint(**environment: str) -> Iterator[str]:
-    """The URL of a moto server in a process of its own, while the block runs."""
-    command = [sys.executable, str(Path(__file__).with_name("s3_server.py")), str(os.getpid())]
+def s3_endpoint(through: Sequence[str] = (), address: str = "127.0.0.1", **environment: str) -> Iterator[str]:
+    """The URL of a moto server in a process of its own, while the block runs.
+
+    Args:
+        through: a command that becomes the one that follows it.
+    """
+    command = [*through, sys.executable, str(Path(__file__).with_name("s3_server.py")), str(os.getpid()), address]
     # With AWS_* of the user the server's own client might talk to the real S3.
     clean = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=clean | environment) as process:

@@ -1,4 +1,7 @@
-"""An S3 endpoint for tests: moto in a process of its own. `s3_server.py PARENT_PID` prints its URL and serves."""
+"""An S3 endpoint for tests: moto in a process of its own.
+
+`s3_server.py PARENT_PID [ADDRESS]` prints its URL and serves, on loopback unless told otherwise.
+"""
 
 import ctypes
 import os
@@ -32,10 +35,11 @@ def main() -> None:
         with one_at_a_time:
             return list(moto(environ, start_response))
 
-    server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=_Quiet)
+    address = sys.argv[2] if len(sys.argv) > 2 else "127.0.0.1"
+    server = make_server(address, 0, application, threaded=True, request_handler=_Quiet)
     # HTTP/1.1: a client's connections stay open, as with S3.
     _Quiet.protocol_version = "HTTP/1.1"
-    print(f"http://127.0.0.1:{server.server_port}", flush=True)
+    print(f"http://{address}:{server.server_port}", flush=True)
     server.serve_forever()
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,18 @@ class CommandLine:
     """`sae-pipeline run CONFIG` as a process.
 
     Args:
+        through: a command that becomes the one that follows it.
         environment: what it has beside this process's own environment; None takes a name out.
     """
 
-    def __init__(self, config: PipelineConfig, folder: Path, *options: str, **environment: str | None) -> None:
+    def __init__(
+        self,
+        config: PipelineConfig,
+        folder: Path,
+        *options: str,
+        through: Sequence[str] = (),
+        **environment: str | None,
+    ) -> None:
         self.mark = uuid.uuid4().hex
         file = folder / f"{self.mark}.json"
         file.write_text(config.model_dump_json())
@@ -34,7 +43,7 @@ class CommandLine:
         names = dict(os.environ) | {MARK: self.mark} | environment
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "flows.cli", "run", str(file), "--json", *options],
+                [*through, sys.executable, "-m", "flows.cli", "run", str(file), "--json", *options],
                 cwd=Path(__file__).parents[2],
                 env={name: value for name, value in names.items() if value is not None},
                 stdout=out,
