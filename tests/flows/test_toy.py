@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+RUN = ("run", "toy", "--set", "evaluation.replicates.n_seeds=2")
+"""tests/sae/evaluate/test_concepts.py has the recipe's twenty seeds."""
+
 
 def sae_pipeline(*arguments: str, home: Path) -> dict[str, Any]:
     """Run the real command in a process of its own; its last line as JSON."""
@@ -27,17 +30,10 @@ def sae_pipeline(*arguments: str, home: Path) -> dict[str, Any]:
     return result
 
 
-def concepts_of(result: dict[str, Any]) -> dict[str, Any]:
-    (ref,) = (ref for ref in result["artefacts"] if ref.startswith("evaluations/"))
-    (path,) = Path(result["artefacts"][ref]).rglob("concepts.json")
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
-
-
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     folder = tmp_path_factory.mktemp("toy")
-    return sae_pipeline("run", "toy", "--root", str(folder / "root"), home=folder / "prefect"), folder
+    return sae_pipeline(*RUN, "--root", str(folder / "root"), home=folder / "prefect"), folder
 
 
 def test_toy_runs_from_the_command_line_and_ends_with_a_report(toy: tuple[dict[str, Any], Path]) -> None:
@@ -51,5 +47,5 @@ def test_toy_runs_from_the_command_line_and_ends_with_a_report(toy: tuple[dict[s
 @pytest.mark.slow
 def test_a_second_toy_run_with_prefect_s_database_gone_computes_nothing(toy: tuple[dict[str, Any], Path]) -> None:
     _, folder = toy
-    again = sae_pipeline("run", "toy", "--root", str(folder / "root"), home=folder / "another-prefect-home")
+    again = sae_pipeline(*RUN, "--root", str(folder / "root"), home=folder / "another-prefect-home")
     assert {task["outcome"] for task in again["tasks"]} == {"cached"}
