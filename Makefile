@@ -8,7 +8,7 @@ TRAINERS := .bench/train
 TRAINING_PEERS := dictionary-learning llamascopium sae-lens sparsify
 ENVIRONMENTS := tests/benchmarks/peers/environments
 
-.PHONY: install run test test-all check format bench bench-peers bench-peer-quality bench-peer-metrics \
+.PHONY: install run test test-all test-ray check format bench bench-peers bench-peer-quality bench-peer-metrics \
 	bench-peer-loading clean
 
 install: $(STAMP)
@@ -30,6 +30,11 @@ test: install
 
 test-all: install
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# Ray is large and rarely wanted, so it is installed by whoever asks for its tests.
+test-ray: install
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[ray]'
+	$(BIN)/python -m pytest tests/flows/test_ray.py tests/tasks/test_ray_cluster.py $(ARGS)
 
 check: install
 	$(BIN)/ruff check

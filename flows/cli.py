@@ -154,6 +154,7 @@ def _run(options: argparse.Namespace) -> None:
     from sae.preflight import check_plan
     from sae.store.storage.filesystem import Storage
     from tasks.progress import show_progress
+    from tasks.ray_cluster import check_runner
 
     for option in ("only", "refresh"):
         stage, own = getattr(options, option), FLOW_STAGES.get(options.command, STAGES)
@@ -166,6 +167,7 @@ def _run(options: argparse.Namespace) -> None:
     with show_progress("corpus") as progress:
         plan = make_plan(config, progress)
     check_plan(plan)
+    check_runner(config.execution)
     outcomes = call_flow(options.command, config, only=options.only, refresh=options.refresh)
     _print_summary(config, plan, outcomes, time.perf_counter() - started, as_json=options.json)
 

@@ -60,7 +60,7 @@ def extract_plan(run: Run, plan: Plan, prefix: str) -> None:
         run.tell("tokens", _tokens_line(run, plan))
         check_tokens(run.storage, plan)
     if isinstance(plan.subject, EmbeddedLMSpec):
-        run.train("subject", tasks.train_subject, [plan.subject])
+        run.train("subject", tasks.train_subject, [[plan.subject]])
     if plan.subject is not None:
         run.tell("subject", f"{prefix}{plan.subject.ref}")
     if run.wants("activations"):

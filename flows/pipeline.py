@@ -14,11 +14,12 @@ from flows.recipes import default
 from flows.repair import Outcomes, run_repairing
 from flows.report import report
 from flows.server import prefect_server
-from flows.stages import FLOW_STAGES, Stage
+from flows.stages import FLOW_STAGES, STAGES, Stage
 from flows.train import train
 from sae.plan import PipelineConfig, make_plan
 from sae.preflight import check_explainer, check_plan
 from sae.store.storage.filesystem import Storage
+from tasks.ray_cluster import ray_cluster
 
 
 @flow(name="pipeline", flow_run_name="pipeline: {config.report.title}", result_serializer="json")
@@ -49,7 +50,8 @@ def pipeline(
             # The report flow has them as well; who opens this run looks for them here.
             publish_artifacts(Storage(config.execution.root), make_plan(config))
 
-    return run_repairing(None, only, repair, go)
+    with ray_cluster(config.execution, STAGES if only is None else [only]):  # one for the three flows, if any
+        return run_repairing(None, only, repair, go)
 
 
 if __name__ == "__main__":

@@ -47,9 +47,11 @@ def _report(run: Run, plan: Plan) -> None:
     names = _bar_names(plan)
     for each in (plan, plan.control):
         if each is not None:
-            for evaluation, name in zip(each.evaluations, names if each is plan else [" of the control"], strict=True):
-                bar = f"evaluation{name}"
-                run.do("evaluation", tasks.evaluate_sae, [evaluation], bar=bar, gang=run.gang_of_latents())
+            of_each = names if each is plan else [" of the control"]
+            shared: dict[str, Any] = {"gang": run.gang_of_latents()}
+            bars = [shared | {"bar": f"evaluation{name}"} for name in of_each]
+            jobs = [([spec], bar) for spec, bar in zip(each.evaluations, bars, strict=True)]
+            run.do_each("evaluation", tasks.evaluate_sae, jobs)
     run.tell("evaluation", f"{len(plan.evaluations)} SAE{'s' * (len(plan.evaluations) > 1)} and controls")
     for statistics, name in zip(plan.statistics, names, strict=True):
         _statistics(run, statistics, f"statistics{name}")

@@ -9,16 +9,15 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from prefect import Task
 from prefect.exceptions import MissingContextError
-from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
 
 from flows.repair import Outcomes, address
-from flows.stages import FOLLOWS, Stage
+from flows.stages import FOLLOWS, STAGES, Stage
 from sae.config import FrozenConfig, Spec
 from sae.errors import ConfigError, StoreError
 from sae.pipeline_config import ExecutionConfig, NodeConfig
@@ -29,6 +28,8 @@ from tasks.caching import Job, has_all_parts, is_stored
 from tasks.gang import GangConfig
 from tasks.process import accept_work, stop_workers
 from tasks.progress import show_progress
+from tasks.ray_cluster import ray_cluster
+from tasks.ray_tasks import RayTasks
 from tasks.results import result_storage
 from tasks.retries import delays
 
@@ -48,10 +49,18 @@ class Outcome(FrozenConfig):
     """cached: its artefact was found in the store."""
 
 
+class Future(Protocol):
+    """A task that has been submitted."""
+
+    def result(self) -> list[str]:
+        """Wait for it. Raises: the task's error."""
+
+
 class Run:
     """Submits tasks of one flow run and keeps their outcomes.
 
-    As a context manager it asks the worker processes to save and end when the flow is interrupted or terminated.
+    As a context manager it is connected to the cluster that tasks run on, if any, and asks the worker processes to save
+    and end when the flow is interrupted or terminated.
 
     Args:
         only: submit the tasks of this stage alone; what they need must be in the store.
@@ -81,9 +90,14 @@ class Run:
         self._refreshed = FOLLOWS[refresh] if refresh else ()
         self._results = result_storage(self.storage)
         self._started = time.monotonic()
+        self._cluster: RayTasks | None = None
+        self._entered = contextlib.ExitStack()
 
     def __enter__(self) -> "Run":
         accept_work()
+        self._cluster = self._entered.enter_context(
+            ray_cluster(self.execution, STAGES if self._only is None else [self._only])
+        )
         return self
 
     def __exit__(
@@ -92,6 +106,7 @@ class Run:
         # Ctrl-C, and Prefect's own signal for SIGTERM, are no Exceptions.
         if error is not None and not isinstance(error, Exception):
             stop_workers()
+        self._entered.__exit__(kind, error, traceback)
 
     def wants(self, stage: Stage) -> bool:
         """Whether tasks of this stage are submitted at all."""
@@ -113,7 +128,7 @@ class Run:
         stored: Sequence[bool] | None = None,
         single: bool = True,
         **parameters: Any,
-    ) -> PrefectFuture[list[str]] | None:
+    ) -> Future | None:
         """Submit a task for these artefacts.
 
         Args:
@@ -152,29 +167,59 @@ class Run:
         job = Job(
             root=execution.root,
             recompute=recompute,
-            threads=self._threads(single),
+            threads=self._threads(stage, single),
             limit_seconds=execution.task_limit_seconds,
         )
-        return task.with_options(
+        task = task.with_options(
             retries=execution.retries,
             retry_delay_seconds=delays(execution.retry_delay_seconds, execution.retries),
             result_storage=self._results,
             # Prefect's cache is believed only where the store agrees.
             refresh_cache=recompute or not all(stored),
-        ).submit(job=job, **parameters)
+        )
+        parameters["job"] = job
+        if self._cluster is not None:
+            return self._cluster.submit(task, parameters, stage)
+        return task.submit(**parameters)
 
     def do(self, stage: Stage, task: Task[..., list[str]], specs: Sequence[Spec], **parameters: Any) -> None:
         """Run one task and wait for it; it gets all cores. Raises: the task's error."""
-        if (future := self.submit(stage, task, specs, **parameters)) is not None:
+        self.do_each(stage, task, [(specs, parameters)])
+
+    def do_each(
+        self, stage: Stage, task: Task[..., list[str]], jobs: Sequence[tuple[Sequence[Spec], dict[str, Any]]]
+    ) -> None:
+        """Run tasks that get all cores: one after the other here, `max_workers` at a time on a cluster.
+
+        Args:
+            jobs: specs, and what the task takes besides.
+
+        Raises: the first error.
+        """
+        in_flight: deque[Future] = deque()
+        for specs, parameters in jobs:
+            if len(in_flight) >= (self.execution.max_workers if self.on_cluster else 1):
+                in_flight.popleft().result()
+            if (future := self.submit(stage, task, specs, **parameters)) is not None:
+                in_flight.append(future)
+        for future in in_flight:
             future.result()
 
-    def train(self, stage: Stage, task: Task[..., list[str]], specs: Sequence[Spec], **parameters: Any) -> None:
-        """Run a task that writes checkpoints. Raises: the task's error."""
-        every = self.execution.checkpoint_every_steps
-        self.do(stage, task, specs, checkpoint_every_steps=every, **parameters)
+    def train(
+        self, stage: Stage, task: Task[..., list[str]], groups: Sequence[Sequence[Spec]], **parameters: Any
+    ) -> None:
+        """Run a task that writes checkpoints for each group of specs. Raises: the first error."""
+        parameters["checkpoint_every_steps"] = self.execution.checkpoint_every_steps
+        self.do_each(stage, task, [(specs, dict(parameters)) for specs in groups])
         if self.wants(stage):
-            for spec in specs:  # a run that was killed just after its commit has left them
-                remove_checkpoints(self.storage, spec.ref)
+            for specs in groups:
+                for spec in specs:  # a run that was killed just after its commit has left them
+                    remove_checkpoints(self.storage, spec.ref)
+
+    @property
+    def on_cluster(self) -> bool:
+        """Whether tasks have machines of their own, rather than all this one."""
+        return self._cluster is not None
 
     def gang(self) -> GangConfig | None:
         """The processes that share an SAE. None: they are one."""
@@ -221,7 +266,7 @@ class Run:
             return
         sizes = [1 if isinstance(some, int) else sum(map(len, some)) for _, some in jobs]
         n_done, n_parts = 0, sum(sizes)
-        in_flight: deque[PrefectFuture[list[str]]] = deque()
+        in_flight: deque[Future] = deque()
         with show_progress(title) as progress:
             for (specs, some), size in zip(jobs, sizes, strict=True):
                 if len(in_flight) >= self.execution.max_workers:
@@ -259,9 +304,11 @@ class Run:
         mine = address(ref, part)
         return any(each == mine or (part is None and each.startswith(f"{mine}/")) for each in self._repair)
 
-    def _threads(self, single: bool) -> int:
+    def _threads(self, stage: Stage, single: bool) -> int:
         if self.execution.threads is not None:
             return self.execution.threads
+        if self._cluster is not None:
+            return self._cluster.request(stage).num_cpus
         cores = os.cpu_count() or 1
         return cores if single else max(1, cores // self.execution.max_workers)
 

@@ -42,6 +42,10 @@ class DamagedError(StoreError):
         super().__init__(message)
         self.ref, self.part = ref, part
 
+    def __reduce__(self) -> tuple[type["DamagedError"], tuple[str, str, int | None]]:
+        # Errors cross processes, and by default only the message would.
+        return type(self), (str(self), self.ref, self.part)
+
 
 class TrainingError(PipelineError):
     """Training cannot go on."""

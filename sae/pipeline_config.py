@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterator
 from difflib import get_close_matches
 from ipaddress import IPv4Address
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from sae.config import FrozenConfig
 from sae.evaluate.config import EvaluationConfig
@@ -33,12 +33,65 @@ class NodeConfig(FrozenConfig):
     """Runs what follows it there, with stdin and stdout passed through: `["ssh", "node-1"]`. Empty: on this machine."""
 
 
+class RayRequest(FrozenConfig):
+    """What one task of a stage has of a cluster while it runs, on one machine."""
+
+    num_cpus: int = Field(1, gt=0, le=1024)
+    """Also its torch threads, unless `execution.threads` says otherwise."""
+    num_gpus: float = Field(0, ge=0, le=1024)
+    """Whole ones, or a share of one that several tasks have together."""
+
+    @field_validator("num_gpus")
+    @classmethod
+    def _whole_or_share(cls, number: float) -> float:
+        if number > 1 and number != int(number):
+            raise ValueError("a share of one GPU (0.25), or whole ones")
+        return number
+
+
+class RayRequests(FrozenConfig):
+    """By stage."""
+
+    subject: RayRequest = RayRequest()
+    tokens: RayRequest = RayRequest()
+    activations: RayRequest = RayRequest()
+    sae: RayRequest = RayRequest()
+    """Of every SAE of a sweep."""
+    evaluation: RayRequest = RayRequest()
+    statistics: RayRequest = RayRequest()
+    labels: RayRequest = RayRequest()
+    report: RayRequest = RayRequest()
+
+
+class RayConfig(FrozenConfig):
+    """A Ray cluster that tasks run on, docs/ray.md."""
+
+    address: str
+    """`local`: this machine, started for the run and ended with it. `HOST:PORT`: a cluster's head; the run is started
+    on a machine of that cluster."""
+    requests: RayRequests = RayRequests()
+    resource_timeout_seconds: float = Field(600.0, gt=0)
+    """Tasks for which no machine has had room for so long, while none of this run had any, end the run."""
+
+    @field_validator("address")
+    @classmethod
+    def _explicit(cls, address: str) -> str:
+        host, colon, port = address.rpartition(":")
+        if address != "local" and not (colon and host and "/" not in host and port.isdigit()):
+            raise ValueError("`local`, or HOST:PORT of a cluster's head. Nothing is looked for by itself")
+        return address
+
+
 class ExecutionConfig(FrozenConfig):
     """Where and how it runs. Outside every fingerprint: it never changes a result."""
 
     # The pattern is for whoever takes parameters before this code runs: a server would store the credentials.
     root: str = Field("runs", min_length=1, json_schema_extra={"pattern": "^(?![A-Za-z0-9+.:-]+://[^/]*@)"})
     """A local folder or `s3://bucket/prefix`."""
+    runner: Literal["thread", "ray"] = "thread"
+    """Where tasks run: on this machine, or on the cluster of `ray`."""
+    ray: RayConfig | None = None
+    """Which cluster, and what tasks ask it for. Looked at when `runner` is `ray`."""
     max_workers: int = Field(2, gt=0, le=1024)
     """Tasks at once where tasks fan out (parts)."""
     threads: int | None = Field(None, gt=0, le=1024)
@@ -61,6 +114,19 @@ class ExecutionConfig(FrozenConfig):
     """A process of the mesh that waits longer for the others gives up, and all are started again."""
     heartbeat_timeout_seconds: float = Field(600.0, gt=0)
     """So are they when one shows no progress for longer."""
+
+    @model_validator(mode="after")
+    def _cluster_is_named(self) -> "ExecutionConfig":
+        if self.runner == "ray" and self.ray is None:
+            raise ValueError('ray: runner = "ray" needs ray.address: `local`, or HOST:PORT of a cluster\'s head')
+        if self.runner == "ray" and self.nodes:
+            raise ValueError('nodes: with runner = "ray" the machines are those of the cluster. Leave nodes out')
+        if self.runner == "ray" and self.mesh.world > 1:
+            raise ValueError(
+                'mesh: with runner = "ray" an SAE is trained by one process. Leave mesh out, or use runner = "thread" '
+                "with nodes"
+            )
+        return self
 
     @model_validator(mode="after")
     def _mesh_fits(self) -> "ExecutionConfig":

@@ -32,8 +32,9 @@ logger = logging.getLogger(__name__)
 STOP_SECONDS = 30.0
 """How long a worker may take to save and end when it is asked to stop."""
 
-READ_AT_START = ("AWS_", "HF_", "OMP_", "TOKENIZERS_", "TRANSFORMERS_", "WANDB_")
-"""Beginnings of the environment variables that the libraries in a worker read once: credentials, caches, threads."""
+READ_AT_START = ("AWS_", "CUDA_", "HF_", "OMP_", "TOKENIZERS_", "TRANSFORMERS_", "WANDB_")
+"""Beginnings of the environment variables that the libraries in a worker read once: credentials, caches, threads, and
+which GPUs it has."""
 KEY_ENDINGS = ("_KEY", "_TOKEN")
 """Endings of those that hold keys, which a worker has from its start alone: they are written nowhere."""
 
@@ -160,6 +161,12 @@ def run_in_worker(
             f"the worker process of {name} (pid {worker.process.pid}) {how_it_ended(worker.process.wait())}. "
             f"What it had committed and its checkpoints are kept."
         ) from err
+    except KeyboardInterrupt:  # it comes to main threads alone: a task that was cancelled on a cluster
+        worker.ask_to_stop()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            worker.process.wait(STOP_SECONDS)
+        _drop(worker)
+        raise
     except BaseException:
         _drop(worker)
         raise

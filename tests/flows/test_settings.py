@@ -59,6 +59,40 @@ TOPK = {"sae": {"architecture": "topk", "d_sae": 4, "k": 1}}
 NODES = [{"address": f"10.0.0.{number}"} for number in range(1, 4)]
 
 BAD_SETTINGS = {
+    "a cluster that is not named": (
+        ["default", "--set", "execution.runner=ray"],
+        r"execution: .*ray\.address: `local`, or HOST:PORT",
+    ),
+    "a cluster that is to be found": (
+        ["default", "--set", "execution.ray.address=auto"],
+        r"execution\.ray\.address: `local`, or HOST:PORT .*got \"auto\"",
+    ),
+    "Ray's client protocol": (
+        ["default", "--set", "execution.ray.address=ray://head:10001"],
+        r"execution\.ray\.address: `local`, or HOST:PORT",
+    ),
+    "one GPU and a half": (
+        ["default", "--set", "execution.ray.address=local", "--set", "execution.ray.requests.sae.num_gpus=1.5"],
+        r"execution\.ray\.requests\.sae\.num_gpus: a share of one GPU \(0\.25\), or whole ones",
+    ),
+    "no such stage": (
+        ["default", "--set", "execution.ray.address=local", "--set", "execution.ray.requests.saes.num_gpus=1"],
+        r"execution\.ray\.requests\.saes: no such setting\. Did you mean 'sae'",
+    ),
+    "a mesh on a cluster": (
+        [
+            *("default", "--set", "execution.runner=ray", "--set", "execution.ray.address=local"),
+            *("--set", "execution.mesh.latents=2"),
+        ],
+        r'execution: mesh: with runner = "ray" an SAE is trained by one process',
+    ),
+    "machines beside the cluster's": (
+        [
+            *("default", "--set", "execution.runner=ray", "--set", "execution.ray.address=local"),
+            *("--set", "execution.mesh.latents=3", "--set", f"execution.nodes={json.dumps(NODES)}"),
+        ],
+        r"execution: nodes: with runner = \"ray\" the machines are those of the cluster",
+    ),
     "unknown recipe": (["defualt"], r"'defualt' is neither a recipe .* Did you mean 'default'\?"),
     "missing file": (["nothing.toml"], r"nothing\.toml: no such file"),
     "unknown section": (["default", "--set", "sede=1"], r"sede: no such setting\. Did you mean 'seed'\?"),
