@@ -21,7 +21,7 @@ def is_retryable(task: Any, task_run: Any, state: Any) -> bool:
     error = state.result(raise_on_failure=False)
     passing = error.retryable if isinstance(error, PipelineError) else isinstance(error, NETWORK_ERRORS)
     if passing:
-        logger.warning("%s: %s; it will be tried again", getattr(task, "name", "task"), error)
+        logger.warning("%s: %s; it will be tried again", getattr(task, "name", "task"), str(error).rstrip("."))
     return passing
 
 
