@@ -148,7 +148,8 @@ def test_a_remix_on_s3_has_the_bytes_of_one_on_disk(mixed: PipelineConfig, s3_ro
     assert Storage(s3_root).sizes(DealtPartsSpec(remix=remix_of(on_s3)).ref) == {}
 
 
-@pytest.mark.parametrize("half", ["deal", pytest.param("gather", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("half", ["deal", "gather"])
 def test_a_run_killed_halfway_does_the_rest_when_it_is_started_again(
     half: str, mixed: PipelineConfig, given_config: PipelineConfig, tmp_path: Path, shared_server: dict[str, Any]
 ) -> None:

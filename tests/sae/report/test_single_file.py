@@ -66,6 +66,7 @@ def test_every_chosen_latent_has_its_numbers_and_contexts(
 
 
 @pytest.mark.browser
+@pytest.mark.slow
 def test_contexts_are_those_of_the_report(chosen: Path, whole_report: Any, alone: Callable[..., Page]) -> None:
     read = """() => [...document.querySelectorAll('.contexts li')].map(li => [li.innerText,
       ...[...li.querySelectorAll('.t')].map(t => [t.className, t.title])])"""
