@@ -23,6 +23,7 @@ from sae.plan import PipelineConfig, make_plan
 from sae.store import layout
 from sae.store.artefacts.records import require_record
 from sae.store.storage.filesystem import Storage
+from tasks.attempt import EXIT_SECONDS, GONE_SECONDS, HANG_UP_SECONDS, LAST_WORDS_SECONDS
 from tasks.tied import tied_command
 from tests.bad_days import remote_shell
 from tests.bad_days.namespaces import Host, hosts
@@ -47,6 +48,8 @@ RUN_SECONDS = 600
 PATIENT, IMPATIENT = {"collective_timeout_seconds": 90.0}, {"collective_timeout_seconds": 10.0}
 """Longer and shorter than the cut."""
 HEARTBEAT_SECONDS = 60.0
+DEADLINE_SECONDS = HEARTBEAT_SECONDS + LAST_WORDS_SECONDS + EXIT_SECONDS + HANG_UP_SECONDS + GONE_SECONDS
+"""For the end of an attempt."""
 
 
 @dataclass
@@ -200,7 +203,7 @@ def alone(lab: Lab, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """The DAG on one host with its disk, and there the trainings that will be disturbed elsewhere."""
     folder = tmp_path_factory.mktemp("alone")
     config = on_mesh(with_settings(tiny_config(folder, corpus), NO_CONTROL), str(folder / "root"))
-    for each, options in ((config, ()), (disturbed(config, 1, 2, 3), ("--only", "sae"))):
+    for each, options in ((config, ()), (disturbed(config, 1, 2, 3, 4), ("--only", "sae"))):
         code, _, err = lab.run(each, folder, *options).finish(RUN_SECONDS)
         assert code == 0, err
     return config
@@ -285,3 +288,28 @@ def test_a_cut_that_is_longer_costs_retries_and_no_byte(
         assert "it will be tried again" in err
         compare(lab, config, alone, tmp_path, "saes/")
         wait_for(lambda: lab.left(run) == [], 2 * remote_shell.ALIVE_SECONDS)
+
+
+def test_a_cut_for_ever_ends_in_an_error_within_the_deadline_and_nobody_is_left(
+    lab: Lab, alone: PipelineConfig, extracted: PipelineConfig, tmp_path: Path
+) -> None:
+    retries = 1
+    with lab.remote_shell() as command:
+        config = across(
+            lab,
+            disturbed(alone, 4),
+            command,
+            retries=retries,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            **IMPATIENT,
+        )
+        run = cut_in_training(lab, config, tmp_path)
+        code, _, err = run.finish((1 + retries) * DEADLINE_SECONDS + 30)
+        assert code == 75
+        assert "node 10.77.0.2" in err.splitlines()[-1]
+        wait_for(lambda: lab.left(run) == [], 2 * remote_shell.ALIVE_SECONDS)
+        lab.second.join()
+        config = across(lab, disturbed(alone, 4), command, heartbeat_timeout_seconds=120.0, **PATIENT)
+        code, _, err = lab.run(config, tmp_path, "--only", "sae").finish(RUN_SECONDS)
+        assert code == 0, err
+        compare(lab, config, alone, tmp_path, "saes/")
