@@ -19,7 +19,7 @@ BEFORE, AFTER, MLP_OUT, MLP_HIDDEN = range(4)
 @pytest.mark.parametrize(
     ("family", "kind"),
     [
-        ("gpt_neox", MLP_HIDDEN),
+        pytest.param("gpt_neox", MLP_HIDDEN, marks=pytest.mark.slow),  # the embedded subject is one
         ("gpt2", BEFORE),
         ("llama", AFTER),
         pytest.param("qwen2", MLP_HIDDEN, marks=pytest.mark.slow),

@@ -21,7 +21,11 @@ def address(whole_report: Any, serve_folder: Callable[[Path], str]) -> str:
     return serve_folder(whole_report.folder)
 
 
-@pytest.mark.parametrize("way", [{}, PHONE | DARK, {"forced_colors": "active"}], ids=["light", "phone", "forced"])
+@pytest.mark.parametrize(
+    "way",
+    [{}, pytest.param(PHONE | DARK, marks=pytest.mark.slow), {"forced_colors": "active"}],
+    ids=["light", "phone", "forced"],
+)
 def test_journey_from_a_disk(way: dict[str, Any], whole_report: Any, visit: Callable[..., Any]) -> None:
     Walk(visit(whole_report.folder, **way).open()).go()
 
