@@ -5,6 +5,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from flows.named_numbers import named_numbers
 from flows.plan_mesh import add_gpu_options, print_mesh_plan, read_gpus
 from sae.errors import ConfigError
 
@@ -49,12 +50,14 @@ def run_plan(options: argparse.Namespace) -> int:
     """
     from flows.plan_table import plan_lines
     from flows.settings import load_config
+    from sae.estimate_needs import DEFAULT_PRICES
     from sae.plan import make_plan
     from sae.preflight import check_batches, check_root, plan_sizes
     from sae.store.storage.filesystem import Storage
     from tasks.progress import show_progress
 
-    prices, gpus = _prices(options.prices), read_gpus(options)
+    prices = named_numbers("--price", options.prices, DEFAULT_PRICES, "DOLLARS", zero=True, what="a price")
+    gpus = read_gpus(options)
     config = load_config(options.config, options.settings, options.root)
     storage = Storage(config.execution.root)
     with show_progress("corpus") as progress:
@@ -226,21 +229,3 @@ def _training_seconds(
 
 def _trained_on(places: "list[PlaceEstimate]", sae: "TrainEstimate") -> "PlaceEstimate":
     return next(p for p in places if (p.hook_point, p.split, p.control) == (sae.hook_point, "train", False))
-
-
-def _prices(given: list[str]) -> dict[str, float]:
-    """Raises: ConfigError for a name that is none, or a value that is no price."""
-    from sae.estimate_needs import DEFAULT_PRICES
-
-    prices = dict(DEFAULT_PRICES)
-    for text in given:
-        name, _, value = text.partition("=")
-        if name not in prices:
-            raise ConfigError(f"--price {text!r}: write NAME=DOLLARS with one of {', '.join(prices)}")
-        try:
-            prices[name] = float(value)
-        except ValueError as err:
-            raise ConfigError(f"--price {text!r}: {value!r} is no number") from err
-        if not 0 <= prices[name] < float("inf"):
-            raise ConfigError(f"--price {text!r}: a price is 0 or more")
-    return prices

@@ -6,6 +6,7 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from flows.named_numbers import named_numbers
 from sae.errors import ConfigError
 from sae.memory import readable
 
@@ -55,14 +56,14 @@ def read_gpus(options: argparse.Namespace) -> Gpus | None:
         if given:
             raise ConfigError(f"{given[0]} belongs to --gpus: say how many there are")
         return None
-    from sae.train.cluster import Cluster
+    from sae.train.cluster import DEFAULT_RATES, Cluster
 
     per_node = min(options.gpus, 8) if options.gpus_per_node is None else options.gpus_per_node
     for name, number in (("--gpus", options.gpus), ("--gpus-per-node", per_node)):
         if number < 1:
             raise ConfigError(f"{name} {number}: at least 1")
     cluster = Cluster(n_gpus=options.gpus, gpus_per_node=per_node, gpu_bytes=_size(options.gpu_memory or "80GiB"))
-    return Gpus(cluster, _rates(options.rates))
+    return Gpus(cluster, named_numbers("--rate", options.rates, DEFAULT_RATES, zero=False, what="a rate"))
 
 
 def print_mesh_plan(
@@ -157,21 +158,3 @@ def _size(text: str) -> int:
     if match is None or match[2] not in UNITS or not float(match[1]):
         raise ConfigError(f"--gpu-memory {text!r}: write a number and one of {', '.join(UNITS)}")
     return int(float(match[1]) * UNITS[match[2]])
-
-
-def _rates(given: list[str]) -> dict[str, float]:
-    """Raises: ConfigError for a name that is none, or a value that is no rate."""
-    from sae.train.cluster import DEFAULT_RATES
-
-    rates = dict(DEFAULT_RATES)
-    for text in given:
-        name, _, value = text.partition("=")
-        if name not in rates:
-            raise ConfigError(f"--rate {text!r}: write NAME=NUMBER with one of {', '.join(rates)}")
-        try:
-            rates[name] = float(value)
-        except ValueError as err:
-            raise ConfigError(f"--rate {text!r}: {value!r} is no number") from err
-        if not 0 < rates[name] < float("inf"):
-            raise ConfigError(f"--rate {text!r}: a rate is more than 0")
-    return rates
