@@ -9,6 +9,7 @@ import importlib.util
 import logging
 import os
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -73,16 +74,16 @@ def ray_cluster(execution: ExecutionConfig, stages: Sequence[str]) -> Iterator[R
         return
     if config.address != LOCAL:
         check_prefect_server(config.address)
-    _connect(ray, config)
-    _connected = config.address
-    try:
+    # Ray prints what workers print, and what it has to say of them; stdout is for who has started this run.
+    with contextlib.redirect_stdout(sys.stderr), contextlib.ExitStack() as connection:
+        _connect(ray, config)
+        connection.callback(ray.shutdown)
+        _connected = config.address
         check_requests(config, stages, _machines(ray))
         if config.address != LOCAL:
             _check_machines(ray, Storage(execution.root))
         with RayTasks(config, execution.retries) as cluster:
             yield cluster
-    finally:
-        ray.shutdown()
 
 
 def check_runner(execution: ExecutionConfig) -> None:
