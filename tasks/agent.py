@@ -30,6 +30,7 @@ from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs, Signa
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
 from sae.errors import ConfigError, TransientError
+from sae.train.mesh import JOIN_SECONDS
 from tasks.frames import FrameWriter
 from tasks.rank import AGENT, REQUEST
 from tasks.tied import tied_command
@@ -62,7 +63,7 @@ class _Meeting(RendezvousHandler):
             orders["meet_at"],
             self._port,
             is_master=self._listener is not None,
-            timeout=timedelta(seconds=orders["timeout_seconds"]),
+            timeout=timedelta(seconds=JOIN_SECONDS),
             wait_for_workers=False,
             master_listen_fd=self._listener.detach() if self._listener is not None else None,
         )

@@ -68,7 +68,6 @@ class Attempt:
             "n_ranks": per_node,
             "meet_at": str(self._nodes[0].address),
             "run_id": uuid.uuid4().hex,
-            "timeout_seconds": self._collective_seconds,
             "request": request,
         }
         for number, node in enumerate(self._nodes):

@@ -7,6 +7,7 @@ function tells the others (`Collectives.agree`).
 
 import base64
 import contextlib
+import importlib
 import json
 import os
 import zlib
@@ -57,6 +58,7 @@ def main(agent: int, request: dict[str, Any]) -> None:
             from sae.train.config import MeshConfig
             from sae.train.mesh import connect
 
+            importlib.import_module(request["function"].partition(":")[0])  # not while others wait in a collective
             mesh = MeshConfig.model_validate(request["mesh"])
             shared = joined.enter_context(connect(mesh, request["collective_timeout_seconds"]))
             replies.send(doing="as it had joined the others")

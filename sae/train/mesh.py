@@ -35,6 +35,10 @@ from sae.train.largest import cut_rows, keep_in_rows, n_th_largest, places_left
 
 __all__ = ["Mesh", "MeshConfig", "connect"]
 
+JOIN_SECONDS = 600.0
+"""Until all processes of a mesh have come: each loads torch first, on a machine that may be busy, however short the
+timeout of collectives is."""
+
 _LOST = (dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError)
 _LOST_BY_GLOO = re.compile(r"\[[^\s\]]*/gloo/transport/|Application timeout caused pair closure")
 """gloo raises a plain RuntimeError, like a wrong shape: one of its transport begins with the place in its sources
@@ -50,7 +54,8 @@ def connect(config: MeshConfig, timeout_seconds: float) -> Iterator[Collectives]
     NCCL.
 
     Args:
-        timeout_seconds: a collective that takes longer has lost a process, and fails on the others.
+        timeout_seconds: a collective that takes longer has lost a process, and fails on the others. Joining may take
+            JOIN_SECONDS.
 
     Raises: ConfigError when there are more or fewer processes than the mesh has places; TransientError when the
         others cannot be reached.
@@ -68,11 +73,10 @@ def connect(config: MeshConfig, timeout_seconds: float) -> Iterator[Collectives]
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
-    timeout = timedelta(seconds=timeout_seconds)
     with _peers("joining"):
-        dist.init_process_group(backend, timeout=timeout)
+        dist.init_process_group(backend, timeout=timedelta(seconds=JOIN_SECONDS))
     try:
-        yield Mesh(config, timeout)
+        yield Mesh(config, timedelta(seconds=timeout_seconds))
     finally:
         dist.destroy_process_group()
 

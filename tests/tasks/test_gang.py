@@ -107,6 +107,13 @@ def test_after_any_loss_another_attempt_ends_right(
 
 
 @pytest.mark.slow
+def test_a_node_may_come_later_than_a_collective_may_take(tmp_path: Path) -> None:
+    late = TWO_NODES[1].model_copy(update={"command": ("sh", "-c", 'sleep 8; exec "$@"', "late")})
+    add_up(tmp_path, (TWO_NODES[0], late), how={"collective_timeout_seconds": 2.0})
+    assert (tmp_path / "result").read_text() == gang_work.expected(2)
+
+
+@pytest.mark.slow
 def test_an_error_of_one_rank_is_the_error_of_the_call(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^k > d_sae$"):
         add_up(tmp_path, fault="config")

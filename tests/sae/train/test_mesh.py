@@ -33,6 +33,30 @@ def test_another_number_of_processes_than_the_mesh_has_places_is_refused(
         pass
 
 
+ONE_COMES_LATE = """
+import os, time, torch
+from sae.train.config import MeshConfig
+from sae.train.mesh import connect
+if os.environ["RANK"] == "1":
+    time.sleep(6)
+with connect(MeshConfig(latents=2), timeout_seconds=1) as shared:
+    print(int(shared.sum_latents(torch.ones(1))), flush=True)
+    os._exit(0)
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_may_come_later_than_a_collective_may_take() -> None:
+    shared = environment(world=2)
+    ranks = [_start(ONE_COMES_LATE, rank, shared) for rank in range(2)]
+    try:
+        assert [process.communicate(timeout=120)[0] for process in ranks] == ["2\n", "2\n"]
+    finally:
+        for process in ranks:
+            process.kill()
+            process.communicate()
+
+
 ONE_IS_LOST = """
 import os, signal, torch
 from sae.errors import TransientError
@@ -56,16 +80,7 @@ with connect(MeshConfig(latents=2), timeout_seconds=3) as shared:
 def test_a_rank_that_is_lost_is_worth_a_retry_for_the_others(how: signal.Signals) -> None:
     """At its first collective and at any later one."""
     shared = environment(world=2)
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", ONE_IS_LOST.format(signal=int(how))],
-            cwd=ROOT,
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    ranks = [_start(ONE_IS_LOST.format(signal=int(how)), rank, shared) for rank in range(2)]
     try:
         out, _ = ranks[0].communicate(timeout=120)
     finally:
@@ -73,3 +88,13 @@ def test_a_rank_that_is_lost_is_worth_a_retry_for_the_others(how: signal.Signals
             process.kill()
             process.communicate()
     assert out.count("rank 0 lost touch with the other ranks (sum_latents: ") == 2
+
+
+def _start(script: str, rank: int, shared: dict[str, str]) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
