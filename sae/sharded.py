@@ -2,12 +2,13 @@
 
 The first of the devices leads: it does what is to be done with the SAE, which is evaluation or statistics as ever.
 Where that asks for the latents of some rows, or for their reconstruction, all devices answer for the latents that they
-have. What a rank receives for b rows of width d, with n / L latents, s bytes a number and p positive latents:
+have. What a rank receives on L devices, for b rows of width d, p positive latents and numbers of s bytes:
 
     rows                 b d s, from the first
     the k largest of a row (topk)    as in training
     latents              p (16 + s), to the first; for a reconstruction, from the first
     reconstruction       2 b d s (L - 1) / L
+    n nearest decoder rows    12 n of each latent of the others, to the first
 
 Before each of these the first tells three numbers, by which the others also learn that it is still there.
 """
@@ -22,6 +23,8 @@ from torch import Tensor, nn
 from sae.architectures.base import SAE, SparseLatents
 from sae.errors import StopRequested, TransientError
 from sae.progress import Progress, silent
+from sae.statistics import decoder
+from sae.statistics.decoder import Ranked
 from sae.store.artefacts import records
 from sae.store.storage.filesystem import Storage
 from sae.train.collectives import ALONE, Collectives
@@ -53,7 +56,7 @@ def with_sae(
     if shared.n_latent == 1:
         work(share, progress)
         return
-    line = _Line(share, shared, progress)
+    line = _Line(share, weights, shared, progress)
     if shared.latent_rank > 0:
         line.answer()
         return
@@ -116,6 +119,22 @@ class ShardedSAE(SAE):
         rows = x.reshape(-1, x.shape[-1])
         return self.decode_sparse(self.encode_sparse(rows), len(rows)).view(x.shape)
 
+    def nearest_decoders(self, n: int, progress: Progress = silent) -> Ranked:
+        """By all devices: each compares its own latents with all, a block of decoder rows of the file at a time."""
+        n_own, found = self._line.share.d_sae, []
+        n_devices = self.d_sae // n_own
+        for rows in decoder.blocks(slice(0, n_own), self.d_sae):
+            found.append([column.unflatten(0, (n_devices, -1)) for column in self._line.nearest(rows.start, n)])
+            progress(rows.stop * n_devices, self.d_sae, "latents", "neighbours")
+        return Ranked(*(torch.cat(column, dim=1).flatten(0, 1) for column in zip(*found, strict=True)))
+
+
+def nearest_decoders(sae: SAE, n: int, progress: Progress = silent) -> Ranked:
+    """As the function of `sae.statistics.decoder`, by all devices that have latents of the SAE."""
+    if isinstance(sae, ShardedSAE):
+        return sae.nearest_decoders(n, progress)
+    return decoder.nearest_decoders(sae.W_dec, n, progress)
+
 
 class _Word(enum.IntEnum):
     """What the first device asks of the others."""
@@ -123,9 +142,10 @@ class _Word(enum.IntEnum):
     WAIT = 0
     ENCODE = 1
     DECODE = 2
-    DONE = 3
-    FAILED = 4
-    STOPPED = 5
+    NEAREST = 3
+    DONE = 4
+    FAILED = 5
+    STOPPED = 6
 
 
 class _Line:
@@ -133,10 +153,11 @@ class _Line:
 
     Args:
         share: the SAE of this device's latents.
+        weights: of all latents.
     """
 
-    def __init__(self, share: SAE, shared: Collectives, progress: Progress) -> None:
-        self.share, self._shared, self._progress = share, shared, progress
+    def __init__(self, share: SAE, weights: SavedWeights, shared: Collectives, progress: Progress) -> None:
+        self.share, self._weights, self._shared, self._progress = share, weights, shared, progress
         self._own = shared.latents(share.config.d_sae)
         self._last_asked = time.monotonic()
         self._answered = True
@@ -163,6 +184,17 @@ class _Line:
         self._answered = True
         return summed
 
+    def nearest(self, start: int, n: int) -> Ranked:
+        """Ask every device for the nearest decoder rows of a block of its latents. Both [devices * rows, n]
+
+        Args:
+            start: of the block, counted from each device's first latent.
+        """
+        self._ask(_Word.NEAREST, start, n)
+        found = self._nearest(start, n)
+        self._answered = True
+        return found
+
     def close(self, word: _Word) -> None:
         """Let the others go, if they are still there."""
         if self._answered:
@@ -177,7 +209,7 @@ class _Line:
                 self._progress(n_answers, n_answers + 1, "answers")
             except StopRequested:
                 stop = True
-            word, n_rows, n_latents = self._hear(stop=stop)
+            word, first, second = self._hear(stop=stop)
             if word == _Word.DONE:
                 return
             if word == _Word.FAILED:
@@ -185,20 +217,22 @@ class _Line:
             if word == _Word.STOPPED:
                 raise StopRequested("the rank that leads was asked to stop")
             if word == _Word.ENCODE:
-                self._encode(weights.new_empty(n_rows, self.share.d_in))
+                self._encode(weights.new_empty(first, self.share.d_in))
             if word == _Word.DECODE:
-                row, latent = torch.empty(2, n_latents, dtype=torch.int64)
-                self._decode(SparseLatents(row, latent, weights.new_empty(n_latents)), n_rows)
+                row, latent = torch.empty(2, second, dtype=torch.int64)
+                self._decode(SparseLatents(row, latent, weights.new_empty(second)), first)
+            if word == _Word.NEAREST:
+                self._nearest(first, second)
             n_answers += 1
 
-    def _ask(self, word: _Word, n_rows: int = 0, n_latents: int = 0) -> None:
+    def _ask(self, word: _Word, first: int = 0, second: int = 0) -> None:
         self._last_asked, self._answered = time.monotonic(), False
-        self._hear(word, n_rows, n_latents)
+        self._hear(word, first, second)
 
-    def _hear(self, word: int = 0, n_rows: int = 0, n_latents: int = 0, stop: bool = False) -> list[int]:
+    def _hear(self, word: int = 0, first: int = 0, second: int = 0, stop: bool = False) -> list[int]:
         """What the first device says: the others say nothing, but they may wish to stop."""
-        *said, n_wishes = self._shared.sum_latents(torch.tensor([word, n_rows, n_latents, int(stop)])).tolist()
-        if n_wishes and said[0] <= _Word.DECODE:
+        *said, n_wishes = self._shared.sum_latents(torch.tensor([word, first, second, int(stop)])).tolist()
+        if n_wishes and said[0] < _Word.DONE:
             raise StopRequested("a rank that has some of the latents was asked to stop")
         return said
 
@@ -215,3 +249,9 @@ class _Line:
         own = (latent >= self._own.start) & (latent < self._own.stop)
         mine = SparseLatents(row[own], latent[own] - self._own.start, value[own])
         return self._shared.sum_latents(self.share.sum_decoder_rows(mine, n_rows))
+
+    def _nearest(self, start: int, n: int) -> Ranked:
+        """Those of all devices on the first, none elsewhere."""
+        W_dec = self._weights.tensors["W_dec"]
+        rows = next(decoder.blocks(slice(self._own.start + start, self._own.stop), len(W_dec)))
+        return Ranked(*map(self._shared.to_first, decoder.nearest_to(W_dec, rows, n)))

@@ -8,7 +8,7 @@ from sae.evaluate.config import EvaluationSpec
 from sae.extract import corpus, part
 from sae.extract.config import PartsSpec, Source
 from sae.progress import Progress, silent
-from sae.sharded import with_sae
+from sae.sharded import nearest_decoders, with_sae
 from sae.statistics import statistics
 from sae.statistics.config import StatisticsSpec
 from sae.store.storage.filesystem import Storage
@@ -59,7 +59,7 @@ def merge_statistics(
     """The tables of all parts' statistics."""
 
     def work(sae: SAE, progress: Progress) -> None:
-        statistics.merge_statistics(storage, spec, sae=sae, progress=progress)
+        statistics.merge_statistics(storage, spec, sae=sae, nearest=nearest_decoders, progress=progress)
 
     with_sae(storage, spec.sae, work, shared=shared, progress=progress)
 

@@ -1,5 +1,6 @@
 """What the decoder alone says about latents: which point the same way, and which tokens they promote."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -28,21 +29,37 @@ def nearest_decoders(W_dec: Tensor, n: int, progress: Progress = silent) -> Rank
         W_dec: decoder rows; a row of zeros has cosine 0 with all others. [d_sae, d_in]
         n: cut to d_sae - 1.
 
-    Memory: blocks of rows; never [d_sae, d_sae].
+    Memory: two blocks of BLOCK_ELEMENTS; never [d_sae, d_sae], and no second decoder.
     """
-    d_sae = len(W_dec)
-    n = min(n, d_sae - 1)
-    unit = torch.nn.functional.normalize(W_dec.float(), dim=1)
-    index = torch.empty((d_sae, n), dtype=torch.int64)
-    value = torch.empty((d_sae, n))
-    block = max(1, BLOCK_ELEMENTS // d_sae)
-    for start in range(0, d_sae, block):
-        rows = torch.arange(start, min(start + block, d_sae))
-        cosines = unit[rows] @ unit.T
-        cosines[torch.arange(len(rows)), rows] = -torch.inf
-        value[rows], index[rows] = cosines.topk(n, dim=1)
-        progress(start + len(rows), d_sae, "latents", "neighbours")
-    return Ranked(index, value.clamp(-1, 1))
+    d_sae, found = len(W_dec), []
+    for rows in blocks(slice(0, d_sae), d_sae):
+        found.append(nearest_to(W_dec, rows, n))
+        progress(rows.stop, d_sae, "latents", "neighbours")
+    return Ranked(*map(torch.cat, zip(*found, strict=True)))
+
+
+@torch.inference_mode()
+def nearest_to(W_dec: Tensor, rows: slice, n: int) -> Ranked:
+    """`nearest_decoders` of some latents, as many as `blocks` gives at once. Both [rows, n]"""
+    d_sae, n_rows = len(W_dec), rows.stop - rows.start
+    these, cosines = _unit(W_dec[rows]), torch.empty(n_rows, d_sae)
+    for some in blocks(slice(0, d_sae), W_dec.shape[1]):
+        torch.mm(these, _unit(W_dec[some]).T, out=cosines[:, some])
+    own = torch.arange(n_rows)
+    cosines[own, own + rows.start] = -torch.inf
+    value, index = cosines.topk(min(n, d_sae - 1), dim=1)
+    return Ranked(index, value.clamp_(-1, 1))
+
+
+def blocks(rows: slice, width: int) -> Iterator[slice]:
+    """Intervals of `rows`, each of BLOCK_ELEMENTS numbers at most when a row has `width`."""
+    block = max(1, BLOCK_ELEMENTS // width)
+    for start in range(rows.start, rows.stop, block):
+        yield slice(start, min(start + block, rows.stop))
+
+
+def _unit(rows: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(rows.float(), dim=1)
 
 
 @torch.inference_mode()

@@ -15,7 +15,7 @@ from sae.statistics.accumulate import HISTOGRAM_EDGES, PLACES_PER_TOKEN, LatentS
 from sae.statistics.choose import choose_examples
 from sae.statistics.config import StatisticsConfig, StatisticsSpec
 from sae.statistics.cooccurrence import Association, Pairs, count_pairs
-from sae.statistics.decoder import logit_effects, nearest_decoders, nearest_neurons
+from sae.statistics.decoder import Ranked, logit_effects, nearest_decoders, nearest_neurons
 from sae.statistics.firings import SPLITS, Firings, StatisticsPart, iter_blocks, list_parts
 from sae.statistics.near_misses import find_near_misses
 from sae.statistics.passages import passages_table
@@ -34,6 +34,8 @@ from sae.subject.text import token_bytes
 from sae.weights import load_sae
 
 PARTIAL_FILE = "partial.safetensors"
+Nearest = Callable[[SAE, int, Progress], Ranked]
+"""`nearest_decoders` of an SAE."""
 
 
 def count_parts(storage: Storage, spec: StatisticsSpec) -> int:
@@ -81,12 +83,18 @@ def merge_parts(storage: Storage, spec: StatisticsSpec, part: int, *, progress: 
 
 
 def merge_statistics(
-    storage: Storage, spec: StatisticsSpec, *, sae: SAE | None = None, progress: Progress = silent
+    storage: Storage,
+    spec: StatisticsSpec,
+    *,
+    sae: SAE | None = None,
+    nearest: Nearest | None = None,
+    progress: Progress = silent,
 ) -> Record:
     """Merge what the tree leaves, read the examples' contexts and write the tables.
 
     Args:
         sae: that of the spec, in float32; None: it is read.
+        nearest: who looks for neighbours; None: this process.
 
     Raises: StoreError when a partial result is not finished.
     """
@@ -118,7 +126,9 @@ def merge_statistics(
         sums,
         edges,
         tables.DecoderFacts(
-            nearest_decoders(sae.W_dec, config.n_neighbours, progress),
+            nearest(sae, config.n_neighbours, progress)
+            if nearest
+            else nearest_decoders(sae.W_dec, config.n_neighbours, progress),
             nearest_neurons(sae.W_dec, config.n_neurons),
             None if to_logits is None else logit_effects(sae.W_dec, to_logits, config.n_logits, progress),
         ),

@@ -18,7 +18,8 @@ from sae.errors import InputError, StopRequested, TransientError
 from sae.evaluate.config import EvaluationSpec
 from sae.evaluate.evaluate import evaluate_sae
 from sae.progress import Progress, silent
-from sae.sharded import with_sae
+from sae.sharded import nearest_decoders, with_sae
+from sae.statistics import decoder
 from sae.statistics.config import StatisticsSpec
 from sae.statistics.statistics import count_parts, merge_statistics, statistics_of_part
 from sae.store.storage.filesystem import Storage
@@ -28,7 +29,7 @@ from tests.sae.conformance.planted import Mutation, planted
 
 CASES = "cases.json"
 WITH_MISTAKES = "topk"
-N_ROWS, D_IN, D_SAE = 8, 12, 16
+N_ROWS, D_IN, D_SAE, N_NEAREST = 8, 12, 16, 3
 
 
 class Case(NamedTuple):
@@ -48,9 +49,12 @@ MISTAKES = {
         ("k of each share", TopKSAE.encode_own, "among_largest(values, k)", "(among_largest(values, k), None)[1]"),
         ("own numbers", sharded._Line._encode, "latent + self._own.start", "latent"),
         ("own reconstruction", sharded._Line._decode, "self._shared.sum_latents", ""),
+        ("neighbours of the first's", sharded._Line._nearest, "self._own.start + start, self._own.stop", "start, 8"),
         ("b_dec of each", sharded._Line._decode, "self.share.sum_decoder_rows", "self.share.decode_sparse"),
     )
 }
+
+NEEDS_TABLES = ("neighbours of the first's",)
 
 
 def do_all(storage: Storage, case: Case, shared: Collectives = ALONE, merge: bool = True) -> None:
@@ -60,7 +64,7 @@ def do_all(storage: Storage, case: Case, shared: Collectives = ALONE, merge: boo
         for part in range(count_parts(storage, case.statistics)):
             statistics_of_part(storage, case.statistics, part, sae=sae, progress=progress)
         if merge:
-            merge_statistics(storage, case.statistics, sae=sae, progress=progress)
+            merge_statistics(storage, case.statistics, sae=sae, nearest=nearest_decoders, progress=progress)
         evaluate_sae(storage, case.evaluation, sae=sae, progress=progress)
 
     with_sae(storage, case.statistics.sae, work, shared=shared)
@@ -83,13 +87,14 @@ def all_cases(folder: Path) -> dict[str, Tensor]:
         if mesh.world == 2 and name == WITH_MISTAKES:
             for mistake, mutation in MISTAKES.items():
                 with planted(mutation):
-                    do_all(Storage(str(folder / mistake)), case, mesh, merge=False)
+                    do_all(Storage(str(folder / mistake)), case, mesh, merge=mistake in NEEDS_TABLES)
             end_early(storage, case.statistics.sae, mesh)
     return bytes_received(storage, case.statistics.sae)
 
 
 def bytes_received(storage: Storage, ref: str) -> dict[str, Tensor]:
-    """In finding the latents of some rows, and in reconstructing them; how many latents there were."""
+    """In finding the latents of some rows, in reconstructing them and in finding neighbours; how many latents there
+    were, and the neighbours, also as one process finds them."""
     mesh, found = Mesh(MeshConfig(latents=dist.get_world_size()), timedelta(seconds=60)), {}
     x = torch.randn(N_ROWS, D_IN, generator=torch.Generator().manual_seed(0))
 
@@ -97,8 +102,11 @@ def bytes_received(storage: Storage, ref: str) -> dict[str, Tensor]:
         sparse = sae.encode_sparse(x)
         sae.decode_sparse(sparse, len(x))
         found["latents"] = torch.bincount(sparse.latent, minlength=sae.d_sae)
+        with_blocks = nearest_decoders(sae, N_NEAREST), decoder.nearest_decoders(sae.W_dec, N_NEAREST)
+        found["nearest"], found["cosines"] = map(torch.stack, zip(*with_blocks, strict=True))
 
-    with_sae(storage, ref, work, shared=mesh)
+    with mock.patch.object(decoder, "BLOCK_ELEMENTS", 3 * D_SAE):  # three latents at a time
+        with_sae(storage, ref, work, shared=mesh)
     return found | {method: torch.tensor(n_bytes) for method, n_bytes in mesh.received.items()}
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from sae.architectures import BatchTopKConfig, SAEConfig, StandardConfig, TopKConfig
@@ -17,7 +18,7 @@ from sae.store.artefacts.records import read_record
 from sae.store.storage.filesystem import Storage
 from tests.sae import sharded_work
 from tests.sae.conftest import HOOK_POINT
-from tests.sae.sharded_work import D_IN, D_SAE, MISTAKES, N_ROWS, WITH_MISTAKES, Case
+from tests.sae.sharded_work import D_IN, D_SAE, MISTAKES, N_NEAREST, N_ROWS, WITH_MISTAKES, Case
 from tests.sae.train.ranks import run_ranks
 
 K = 3
@@ -107,7 +108,14 @@ def test_two_ranks_find_what_one_process_does(make_worked) -> None:
     right = contents(worked.folder / WITH_MISTAKES, case)
     for name in MISTAKES:
         assert any(right[key] != value for key, value in contents(worked.folder / name, case).items()), name
+    _check_neighbours(worked.told[0])
     _check_bytes(worked.told)
+
+
+def _check_neighbours(of_first: dict[str, Tensor]) -> None:
+    """In several blocks of each rank's latents, whose products round otherwise."""
+    assert torch.equal(*of_first["nearest"])
+    torch.testing.assert_close(*of_first["cosines"])
 
 
 def _check_bytes(told: list[dict[str, Tensor]]) -> None:
@@ -119,8 +127,11 @@ def _check_bytes(told: list[dict[str, Tensor]]) -> None:
         assert int(received.get("from_first", 0)) == told_by_first * (rank > 0)
         assert received["among_largest_of_row"] == (N_ROWS * K * s + N_ROWS * (s + 4)) * others
         of_others = int(latents[D_SAE // n_ranks :].sum()) * (rank == 0)
-        assert received["to_first"] == of_others * (16 + s) + 3 * 2 * 8 * n_ranks * others
-        assert received["sum_latents"] == 2 * N_ROWS * D_IN * s * others + 3 * 2 * 4 * 8 * others
+        n_blocks = -(-D_SAE // n_ranks // 3)
+        of_latents = (D_SAE - D_SAE // n_ranks) * N_NEAREST * 12 * (rank == 0)
+        lengths = (3 + 2 * n_blocks) * 2 * 8 * n_ranks * others
+        assert received["to_first"] == of_others * (16 + s) + of_latents + lengths
+        assert received["sum_latents"] == 2 * N_ROWS * D_IN * s * others + (3 + n_blocks) * 2 * 4 * 8 * others
 
 
 @pytest.mark.slow
@@ -129,4 +140,5 @@ def test_four_ranks_find_what_one_process_does(make_worked, pin_one_layer_model)
     worked = make_worked(4, pin_one_layer_model)
     for name in CONFIGS:
         worked.assert_equal(name)
+    _check_neighbours(worked.told[0])
     _check_bytes(worked.told)
