@@ -162,6 +162,7 @@ def _probe(
 ) -> tuple[dict[str, Any], dict[str, float], int]:
     """What was measured, the seconds that follow for each stage, and the model's bytes."""
     from sae import probe
+    from sae.device import choose_device
     from sae.store import layout
     from sae.subject.config import EmbeddedLMSpec
     from tasks.progress import show_progress
@@ -169,20 +170,21 @@ def _probe(
     probes: dict[str, Any] = {}
     seconds: dict[str, float] = {}
     model_bytes = 0
+    device = choose_device(plan.config.execution.device)
     with show_progress("probes") as progress:
         speed = probe.probe_storage(storage, progress=progress)
         probes["storage"] = speed._asdict()
         if plan.subject is not None and any(p.n_parts_done < p.n_parts for p in places):
-            forward = probe.probe_forward(plan, storage, progress)
+            forward = probe.probe_forward(plan, storage, progress, device)
             model_bytes = forward.model_bytes
             probes["forward"] = forward._asdict()
         subject = plan.subject
         if isinstance(subject, EmbeddedLMSpec) and not storage.exists(layout.record_path(subject.ref)):
-            step = probe.probe_subject_training(plan, progress) if subject.config.n_steps else 0.0
+            step = probe.probe_subject_training(plan, progress, device) if subject.config.n_steps else 0.0
             probes["subject_step_seconds"] = step
             seconds["subject"] = subject.config.n_steps * step
         steps = {
-            each.index: probe.probe_sae_step(plan.saes[each.index].config, each.d_in, progress)
+            each.index: probe.probe_sae_step(plan.saes[each.index].config, each.d_in, progress, device)
             for each in training
             if not each.done
         }

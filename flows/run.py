@@ -18,7 +18,8 @@ from prefect.logging import get_run_logger
 
 from flows.repair import Outcomes, address
 from flows.stages import FOLLOWS, STAGES, Stage
-from sae.config import FrozenConfig, Spec
+from sae.config import DeviceChoice, FrozenConfig, Spec
+from sae.device import check_gpus
 from sae.errors import ConfigError, StoreError
 from sae.pipeline_config import ExecutionConfig, NodeConfig
 from sae.store.artefacts.checkpoints import remove_checkpoints
@@ -68,7 +69,7 @@ class Run:
         repair: addresses of artefacts to compute again whatever the store says.
         outcomes: where what became of each task is added.
 
-    Raises: ConfigError for a root in memory.
+    Raises: ConfigError for a root in memory; as a context manager as `check_gpus` and `ray_cluster`.
     """
 
     def __init__(
@@ -95,6 +96,8 @@ class Run:
 
     def __enter__(self) -> "Run":
         accept_work()
+        if self.execution.runner == "thread":  # a cluster's machines have others
+            check_gpus(self.execution.device, self._ranks_here())
         self._cluster = self._entered.enter_context(
             ray_cluster(self.execution, STAGES if self._only is None else [self._only])
         )
@@ -168,6 +171,7 @@ class Run:
             root=execution.root,
             recompute=recompute,
             threads=self._threads(stage, single),
+            device=self._device(stage),
             limit_seconds=execution.task_limit_seconds,
         )
         task = task.with_options(
@@ -241,6 +245,7 @@ class Run:
             mesh=mesh,
             nodes=nodes,
             threads=execution.threads or max(1, (os.cpu_count() or 1) // per_machine),
+            device=execution.device,
             collective_timeout_seconds=execution.collective_timeout_seconds,
             heartbeat_timeout_seconds=execution.heartbeat_timeout_seconds,
         )
@@ -303,6 +308,18 @@ class Run:
         # A task without a part of its own may make all parts of its artefact.
         mine = address(ref, part)
         return any(each == mine or (part is None and each.startswith(f"{mine}/")) for each in self._repair)
+
+    def _device(self, stage: Stage) -> DeviceChoice:
+        wanted = self.execution.device
+        # Whatever such a task may see there is another task's.
+        has_none = self._cluster is not None and not self._cluster.request(stage).num_gpus
+        return "cpu" if has_none and wanted == "auto" else wanted
+
+    def _ranks_here(self) -> int:
+        """Processes of the mesh on this machine, at most."""
+        mesh, nodes = self.execution.mesh, self.execution.nodes
+        elsewhere = bool(nodes) and all(node.command for node in nodes)
+        return 0 if mesh.world == 1 or elsewhere else mesh.world // max(1, len(nodes))
 
     def _threads(self, stage: Stage, single: bool) -> int:
         if self.execution.threads is not None:

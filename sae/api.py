@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from sae.architectures import SAE
+from sae.device import choose_device
 from sae.errors import ConfigError
-from sae.pipeline_config import PipelineConfig
+from sae.pipeline_config import ExecutionConfig, PipelineConfig
 from sae.plan import make_plan
 from sae.progress import Progress, show_bar
 from sae.saved import load, parse_address
@@ -23,9 +24,6 @@ from sae.train.loop import train_saes
 from sae.train.pretrained import resolve_initial
 
 __all__ = ["load", "train"]
-
-CHECKPOINT_STEPS = 200
-"""Between checkpoints of a training run on stored activations, as in a pipeline by default."""
 
 
 @overload
@@ -48,7 +46,8 @@ def train(x: Any, /, config: TrainConfig | None = None, *, progress: Progress | 
         progress: called as training goes on. None: a bar.
 
     On stored activations the SAE is committed to the root, so the same call finds it there, and one that was
-    interrupted goes on from its last checkpoint.
+    interrupted goes on from its last checkpoint. It is trained on a GPU where there is one that works, unless the
+    PipelineConfig's `execution.device` says otherwise.
 
     Raises: ConfigError when the arguments do not fit; StoreError when the activations are not there; TrainingError
         when they have no variance, or the loss stops being finite.
@@ -75,7 +74,7 @@ def _train_planned(config: PipelineConfig, progress: Progress) -> SAE:
             f"`sae-pipeline train FILE`, from one read, and sae.load each; or give a config with one of its saes."
         )
     (spec,) = make_plan(config).saes
-    return _train_spec(Storage(config.execution.root), spec, config.execution.checkpoint_every_steps, progress)
+    return _train_spec(config.execution, spec, progress)
 
 
 def _train_stored(address: str, config: TrainConfig, progress: Progress) -> SAE:
@@ -86,12 +85,14 @@ def _train_stored(address: str, config: TrainConfig, progress: Progress) -> SAE:
             f"<root>/{SnapshotSpec.stage}/<fingerprint>. `sae-pipeline store info --root ROOT` lists them."
         )
     spec = SAESpec(config=config, snapshot=place.ref, order_seed=0, initial=resolve_initial(config))
-    return _train_spec(Storage(place.root), spec, CHECKPOINT_STEPS, progress)
+    return _train_spec(ExecutionConfig(root=place.root), spec, progress)
 
 
-def _train_spec(storage: Storage, spec: SAESpec, checkpoint_every_steps: int, progress: Progress) -> SAE:
+def _train_spec(execution: ExecutionConfig, spec: SAESpec, progress: Progress) -> SAE:
+    storage, every = Storage(execution.root), execution.checkpoint_every_steps
     if not is_intact(storage, spec.ref):
-        train_saes(storage, [spec], checkpoint_every_steps=checkpoint_every_steps, progress=progress)
+        device = choose_device(execution.device)
+        train_saes(storage, [spec], checkpoint_every_steps=every, device=device, progress=progress)
     return load(storage.uri(spec.ref))
 
 

@@ -7,7 +7,7 @@ name in the store, so identities are known before anything runs.
 
 import hashlib
 import json
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,6 +15,8 @@ FINGERPRINT_CHARS = 16
 
 Ref = Annotated[str, Field(pattern=r"^[a-z]+/[0-9a-f]{16}$")]
 """The address of an artefact inside a root: `stage/fingerprint`."""
+DeviceChoice = Literal["auto", "cpu", "cuda"]
+"""auto: a GPU where the process that computes sees one that works, else the CPU."""
 
 
 class FrozenConfig(BaseModel):

@@ -212,7 +212,7 @@ def max_cosines(rows: Tensor, dictionary: Tensor, own: Tensor | None = None) -> 
         dictionary: [m, d_in]
         own: where each of `rows` stands in the dictionary itself: that entry does not count. int64 [n]
 
-    Returns: NaN where nothing was left to compare with.
+    Returns: on the CPU; NaN where nothing was left to compare with.
     """
     rows, dictionary = F.normalize(rows.float(), dim=1), F.normalize(dictionary.float(), dim=1)
     best = torch.full((len(rows),), math.nan)

@@ -8,13 +8,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from sae.config import FrozenConfig
+from sae.config import DeviceChoice, FrozenConfig
 from sae.evaluate.config import EvaluationConfig
-from sae.explain.config import LabelsConfig
+from sae.explain.config import ChatEndpoint, LabelsConfig
 from sae.extract.config import AnyActivations, CorpusConfig, GivenActivations
 from sae.report.config import ReportConfig
 from sae.statistics.config import StatisticsConfig
-from sae.subject.config import SubjectConfig
+from sae.subject.config import EmbeddedLM, SubjectConfig
 from sae.train.config import MeshConfig, TrainConfig, TrainingLog
 from sae.train.grid import TrainGrid, expand_grids
 
@@ -92,6 +92,9 @@ class ExecutionConfig(FrozenConfig):
     """Where tasks run: on this machine, or on the cluster of `ray`."""
     ray: RayConfig | None = None
     """Which cluster, and what tasks ask it for. Looked at when `runner` is `ray`."""
+    device: DeviceChoice = "auto"
+    """Where models and SAEs compute. Tasks at once take the GPUs of their machine in turn; every process of `mesh` has
+    one to itself. What a GPU computes equals the CPU's results up to rounding."""
     max_workers: int = Field(2, gt=0, le=1024)
     """Tasks at once where tasks fan out (parts)."""
     threads: int | None = Field(None, gt=0, le=1024)
@@ -186,6 +189,7 @@ class PipelineConfig(FrozenConfig):
                 raise ValueError(f"activations.hook_points.{index}: {name!r} is there twice")
         self._check_saes()
         self._check_mesh()
+        self._check_ray_gpus()
         self._check_concepts()
         self._check_labels()
         return self
@@ -217,6 +221,27 @@ class PipelineConfig(FrozenConfig):
         for index, config in enumerate(self.saes):
             if (reason := self.execution.mesh.misfit(config, f"saes.{index}")) is not None:
                 raise ValueError(reason)
+
+    def _check_ray_gpus(self) -> None:
+        execution = self.execution
+        if execution.runner != "ray" or execution.device != "cuda":
+            return
+        assert execution.ray
+        asked = self.labels is not None and not isinstance(self.labels.explainer, ChatEndpoint)
+        computing = {
+            "subject": isinstance(self.subject, EmbeddedLM),
+            "activations": self.subject is not None,
+            "sae": True,
+            "evaluation": True,
+            "statistics": True,
+            "labels": asked,
+        }
+        for stage in (stage for stage, computes in computing.items() if computes):
+            if not getattr(execution.ray.requests, stage).num_gpus:
+                raise ValueError(
+                    f"execution.device: a task on a Ray cluster sees the GPUs that its stage asks for, and those of "
+                    f"{stage} ask for none. Set execution.ray.requests.{stage}.num_gpus, or device to auto"
+                )
 
     def _check_concepts(self) -> None:
         if not isinstance(self.activations, GivenActivations):

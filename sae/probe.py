@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from sae.device import wait_for
 from sae.extract.config import ActivationsConfig, DatasetSource
 from sae.extract.corpus import iter_documents
 from sae.philox import philox
@@ -56,7 +57,9 @@ class StorageSpeed(NamedTuple):
     """Of a small read."""
 
 
-def probe_forward(plan: Plan, storage: Storage, progress: Progress = silent) -> ForwardSpeed:
+def probe_forward(
+    plan: Plan, storage: Storage, progress: Progress = silent, device: torch.device | str = "cpu"
+) -> ForwardSpeed:
     """Run a few batches of the plan's model through its hook points.
 
     The model is the real one where it exists; an embedded one that is still to be trained has random weights, which
@@ -67,13 +70,13 @@ def probe_forward(plan: Plan, storage: Storage, progress: Progress = silent) -> 
     assert isinstance(activations, ActivationsConfig)
     tokenizer = None
     if isinstance(subject, HFModelSpec):
-        loaded = load_pinned(subject)
+        loaded = load_pinned(subject, device)
         model, tokenizer = loaded.model, loaded.tokenizer
     elif subject is not None and is_intact(storage, subject.ref):
-        model = load_subject(storage, subject.ref).model
+        model = load_subject(storage, subject.ref, device).model
     else:
         assert isinstance(subject, EmbeddedLMSpec)
-        model = new_model(subject.config, subject.config.vocab_size, corpus.context_tokens, plan.config.seed)
+        model = new_model(subject.config, subject.config.vocab_size, corpus.context_tokens, plan.config.seed).to(device)
     shape = activations.batch_contexts, corpus.context_tokens
     tokens = _stored_text(plan, storage, shape)
     if tokens is None and tokenizer is not None:
@@ -84,16 +87,17 @@ def probe_forward(plan: Plan, storage: Storage, progress: Progress = silent) -> 
         tokens = torch.from_numpy(philox("probe", plan.config.seed).integers(0, n_tokens, shape))
     names = list(plan.config.hook_points)
     with torch.no_grad(), capture(model, names) as read:
+        tokens = tokens.to(device)
         acts = read(tokens)
         widths = {name: int(act.shape[-1]) for name, act in acts.items()}
         rho = {name: context_correlation(act) for name, act in acts.items()} if is_text else None
         del acts
-        seconds = _median_seconds(lambda: read(tokens), progress, "batches")
+        seconds = _median_seconds(lambda: read(tokens), progress, "batches", device)
     n_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
     return ForwardSpeed(tokens.numel() / seconds, n_bytes, widths, rho)
 
 
-def probe_subject_training(plan: Plan, progress: Progress = silent) -> float:
+def probe_subject_training(plan: Plan, progress: Progress = silent, device: torch.device | str = "cpu") -> float:
     """Seconds of a training step of the plan's embedded model."""
     subject, corpus = plan.subject, plan.config.corpus
     assert isinstance(subject, EmbeddedLMSpec)
@@ -104,7 +108,7 @@ def probe_subject_training(plan: Plan, progress: Progress = silent) -> float:
     shape = (4 * short.config.batch_contexts, corpus.context_tokens)
     tokens = philox("probe", plan.config.seed).integers(0, short.config.vocab_size, shape, np.int32)
     contexts = Contexts(np.arange(shape[0], dtype=np.int32), tokens, np.zeros(shape, np.int32), None)
-    model = new_model(short.config, short.config.vocab_size, corpus.context_tokens, plan.config.seed)
+    model = new_model(short.config, short.config.vocab_size, corpus.context_tokens, plan.config.seed).to(device)
     times: list[float] = []
 
     def note(done: int, total: int, unit: str, note: str = "") -> None:
@@ -116,16 +120,18 @@ def probe_subject_training(plan: Plan, progress: Progress = silent) -> float:
     return statistics.median(np.diff(times).tolist())
 
 
-def probe_sae_step(config: TrainConfig, d_in: int, progress: Progress = silent) -> float:
+def probe_sae_step(
+    config: TrainConfig, d_in: int, progress: Progress = silent, device: torch.device | str = "cpu"
+) -> float:
     """Seconds of a training step of an SAE, on random vectors."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(config.batch_rows, d_in, generator=generator)
+    x = torch.randn(config.batch_rows, d_in, generator=generator).to(device)
     blind = {"init": "default", "input_scale": "none"}  # others look at data
     config = TrainConfig.model_validate(config.model_dump() | blind)
     rows = RowsInMemory(x, config.batch_rows, seed=0)
-    run = TrainingRun(config, DataMoments.of(x), n_steps=1000, rows=rows)
+    run = TrainingRun(config, DataMoments.of(x), n_steps=1000, device=device, rows=rows)
     run.advance(x)
-    return _median_seconds(lambda: run.advance(x), progress, "steps")
+    return _median_seconds(lambda: run.advance(x), progress, "steps", device)
 
 
 def probe_storage(storage: Storage, n_bytes: int = STORAGE_BYTES, progress: Progress = silent) -> StorageSpeed:
@@ -198,13 +204,17 @@ def _read_text(plan: Plan, tokenizer: Any, shape: tuple[int, int]) -> torch.Tens
     return None
 
 
-def _median_seconds(work: Callable[[], object], progress: Progress, unit: str) -> float:
-    """Of a call, over a few of them."""
+def _median_seconds(
+    work: Callable[[], object], progress: Progress, unit: str, device: torch.device | str = "cpu"
+) -> float:
+    """Of a call, over a few of them, until what it has told a device to do is done."""
+    wait_for(device)
     started = time.perf_counter()
     seconds: list[float] = []
     while len(seconds) < 2 or (len(seconds) < BATCHES and time.perf_counter() - started < SECONDS):
         begun = time.perf_counter()
         work()
+        wait_for(device)
         seconds.append(time.perf_counter() - begun)
         progress(len(seconds), BATCHES, unit)
     return statistics.median(seconds)

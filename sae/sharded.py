@@ -38,21 +38,29 @@ Work = Callable[[SAE, Progress], object]
 
 
 def with_sae(
-    storage: Storage, ref: str, work: Work, *, shared: Collectives = ALONE, progress: Progress = silent
+    storage: Storage,
+    ref: str,
+    work: Work,
+    *,
+    device: torch.device | str = "cpu",
+    shared: Collectives = ALONE,
+    progress: Progress = silent,
 ) -> None:
-    """Do `work(sae, progress)` with an SAE of the store, in float32.
+    """Do `work(sae, progress)` with an SAE of the store, in float32 on a device.
 
     Every device reads its own latents' weights. The first one does the work, and must call the `progress` that it is
     given more often than collectives may take; the others return when it is done. One that is asked to stop is enough.
 
     Args:
+        device: this process's. The SAE of several processes is one of the CPU to the work: what it is asked goes to the
+            device, and the answer comes back.
         shared: the devices; those along the data axis are not needed, and would do the same.
 
     Raises: what the work raises, on the first device; on the others TransientError; StopRequested on all.
     """
     with records.local_files(storage, records.require_record(storage, ref)) as folder:
         weights = read_weights(folder)
-        share = weights.sae(shared.latents(weights.config.d_sae)).float()
+        share = weights.sae(shared.latents(weights.config.d_sae)).float().to(device)
     if shared.n_latent == 1:
         work(share, progress)
         return
@@ -116,8 +124,8 @@ class ShardedSAE(SAE):
 
     def forward(self, x: Tensor) -> Tensor:
         """By all devices."""
-        rows = x.reshape(-1, x.shape[-1])
-        return self.decode_sparse(self.encode_sparse(rows), len(rows)).view(x.shape)
+        rows = x.reshape(-1, x.shape[-1]).cpu()  # a model that this is spliced into may be elsewhere
+        return self.decode_sparse(self.encode_sparse(rows), len(rows)).view(x.shape).to(x.device)
 
     def nearest_decoders(self, n: int, progress: Progress = silent) -> Ranked:
         """By all devices: each compares its own latents with all, a block of decoder rows of the file at a time."""
@@ -173,16 +181,16 @@ class _Line:
     def encode(self, x: Tensor) -> SparseLatents:
         """Ask for the latents of rows. x: [rows, d_in]"""
         self._ask(_Word.ENCODE, len(x))
-        found = self._encode(x)
+        found = self._encode(x.to(self.share.W_dec.device))
         self._answered = True
-        return found
+        return found.to(x.device)
 
     def decode(self, sparse: SparseLatents, n_rows: int) -> Tensor:
         """Ask for sums of decoder rows. [n_rows, d_in]"""
         self._ask(_Word.DECODE, n_rows, len(sparse.row))
-        summed = self._decode(sparse, n_rows)
+        summed = self._decode(sparse.to(self.share.W_dec.device), n_rows)
         self._answered = True
-        return summed
+        return summed.to(sparse.value.device)
 
     def nearest(self, start: int, n: int) -> Ranked:
         """Ask every device for the nearest decoder rows of a block of its latents. Both [devices * rows, n]
@@ -219,7 +227,7 @@ class _Line:
             if word == _Word.ENCODE:
                 self._encode(weights.new_empty(first, self.share.d_in))
             if word == _Word.DECODE:
-                row, latent = torch.empty(2, second, dtype=torch.int64)
+                row, latent = torch.empty(2, second, dtype=torch.int64, device=weights.device)
                 self._decode(SparseLatents(row, latent, weights.new_empty(second)), first)
             if word == _Word.NEAREST:
                 self._nearest(first, second)
@@ -254,4 +262,4 @@ class _Line:
         """Those of all devices on the first, none elsewhere."""
         W_dec = self._weights.tensors["W_dec"]
         rows = next(decoder.blocks(slice(self._own.start + start, self._own.stop), len(W_dec)))
-        return Ranked(*map(self._shared.to_first, decoder.nearest_to(W_dec, rows, n)))
+        return Ranked(*map(self._shared.to_first, decoder.nearest_to(W_dec, rows, n, self.share.W_dec.device)))

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import Field
 
-from sae.config import FrozenConfig, Spec, digest
+from sae.config import DeviceChoice, FrozenConfig, Spec, digest
 from sae.errors import TransientError
 from sae.progress import silent
 from sae.store import layout
@@ -28,19 +28,21 @@ logger = logging.getLogger(__name__)
 
 
 class Job(FrozenConfig):
-    """Where and how one task runs; nothing in it changes what the task makes."""
+    """Where and how one task runs; nothing in it changes what the task makes, but for rounding."""
 
     root: str
     recompute: bool = False
     """Do the work although the store holds its artefacts: the bytes must come out the same."""
     threads: int | None = None
     """Torch threads. None: the worker's default."""
+    device: DeviceChoice = "cpu"
+    """What it computes on."""
     limit_seconds: float | None = Field(None, gt=0)
     """Wall-clock limit of one attempt."""
 
 
 def fingerprint_key(context: Any, parameters: dict[str, Any]) -> str:
-    """Prefect's `cache_key_fn`: task name, root, specs and parts; never attempts, threads or times."""
+    """Prefect's `cache_key_fn`: task name, root, specs and parts; never attempts, threads, devices or times."""
     specs = parameters.get("specs") or [parameters["spec"]]
     root = Storage(parameters["job"].root).root  # `runs` and its absolute path are one root
     identity = [root, [spec.ref for spec in specs], parameters.get("part"), parameters.get("parts")]
@@ -99,7 +101,7 @@ def produce(
         with show_progress(bar) if bar else contextlib.nullcontext(silent) as progress:
             limit: dict[str, Any] = {"limit_seconds": job.limit_seconds, "progress": progress}
             if gang is None:
-                run_in_worker(function, job.root, arguments, threads=job.threads, **limit)
+                run_in_worker(function, job.root, arguments, threads=job.threads, device=job.device, **limit)
             else:
                 try:
                     run_gang(function, job.root, arguments, gang, **limit)

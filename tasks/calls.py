@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import torch
+
 from sae.architectures import SAE
 from sae.evaluate import evaluate
 from sae.evaluate.config import EvaluationSpec
@@ -25,15 +27,20 @@ def train_tokenizer(storage: Storage, spec: TokenizerSpec, source: Source, *, pr
 
 
 def evaluate_sae(
-    storage: Storage, spec: EvaluationSpec, *, shared: Collectives = ALONE, progress: Progress = silent
+    storage: Storage,
+    spec: EvaluationSpec,
+    *,
+    device: torch.device | str = "cpu",
+    shared: Collectives = ALONE,
+    progress: Progress = silent,
 ) -> None:
     """An SAE's evaluation, with the replicates it asks for trained on the spot."""
 
     def work(sae: SAE, progress: Progress) -> None:
         replicates = in_memory.train_replicates
-        evaluate.evaluate_sae(storage, spec, sae=sae, train_replicates=replicates, progress=progress)
+        evaluate.evaluate_sae(storage, spec, sae=sae, train_replicates=replicates, device=device, progress=progress)
 
-    with_sae(storage, spec.sae, work, shared=shared, progress=progress)
+    with_sae(storage, spec.sae, work, device=device, shared=shared, progress=progress)
 
 
 def statistics_of_parts(
@@ -41,6 +48,7 @@ def statistics_of_parts(
     spec: StatisticsSpec,
     parts: Sequence[int],
     *,
+    device: torch.device | str = "cpu",
     shared: Collectives = ALONE,
     progress: Progress = silent,
 ) -> None:
@@ -48,20 +56,25 @@ def statistics_of_parts(
 
     def work(sae: SAE, progress: Progress) -> None:
         for number in parts:
-            statistics.statistics_of_part(storage, spec, number, sae=sae, progress=progress)
+            statistics.statistics_of_part(storage, spec, number, sae=sae, device=device, progress=progress)
 
-    with_sae(storage, spec.sae, work, shared=shared, progress=progress)
+    with_sae(storage, spec.sae, work, device=device, shared=shared, progress=progress)
 
 
 def merge_statistics(
-    storage: Storage, spec: StatisticsSpec, *, shared: Collectives = ALONE, progress: Progress = silent
+    storage: Storage,
+    spec: StatisticsSpec,
+    *,
+    device: torch.device | str = "cpu",
+    shared: Collectives = ALONE,
+    progress: Progress = silent,
 ) -> None:
     """The tables of all parts' statistics."""
 
     def work(sae: SAE, progress: Progress) -> None:
-        statistics.merge_statistics(storage, spec, sae=sae, nearest=nearest_decoders, progress=progress)
+        statistics.merge_statistics(storage, spec, sae=sae, nearest=nearest_decoders, device=device, progress=progress)
 
-    with_sae(storage, spec.sae, work, shared=shared, progress=progress)
+    with_sae(storage, spec.sae, work, device=device, shared=shared, progress=progress)
 
 
 def plan_parts(storage: Storage, specs: list[PartsSpec]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
-from sae.config import FrozenConfig
+from sae.config import DeviceChoice, FrozenConfig
 from sae.pipeline_config import NodeConfig
 from sae.progress import Progress, silent
 from sae.train.config import MeshConfig
@@ -34,6 +34,8 @@ class GangConfig(FrozenConfig):
     """Machines, with equally many ranks each. Empty: this one."""
     threads: int | None = None
     """Of every rank. None: torch's default."""
+    device: DeviceChoice = "cpu"
+    """A GPU for every rank, or none for any."""
     collective_timeout_seconds: float = 300.0
     """A rank that waits longer for another fails."""
     heartbeat_timeout_seconds: float = 600.0
@@ -69,6 +71,7 @@ def run_gang(
         "root": root,
         "arguments": to_jsonable_python(arguments),
         "threads": gang.threads,
+        "device": gang.device,
         "mesh": gang.mesh.model_dump(),
         "collective_timeout_seconds": gang.collective_timeout_seconds,
     }

@@ -7,6 +7,7 @@ replies are lines of JSON.
 
 import atexit
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -23,6 +24,7 @@ from typing import Any, Protocol
 from pydantic_core import to_jsonable_python
 
 from sae import errors
+from sae.config import DeviceChoice
 from sae.errors import DamagedError, PipelineError, StopRequested, TransientError
 from sae.progress import Progress, silent
 from tasks.tied import with_import_path
@@ -54,6 +56,7 @@ class Busy(Protocol):
 
 _idle: list["_Worker"] = []
 _busy: set[Busy] = set()
+_numbered: dict[int, "_Worker"] = {}
 _lock = threading.Lock()
 _stopping = threading.Event()
 _starter = ThreadPoolExecutor(1, thread_name_prefix="worker-starter")
@@ -65,10 +68,17 @@ class WorkerCrash(Exception):
 
 
 class _Worker:
-    """One child process."""
+    """One child process.
+
+    Attributes:
+        number: the lowest that none of those alive had when it was started: it decides which GPU it takes.
+    """
 
     def __init__(self) -> None:
         self.environment = _environment()
+        with _lock:
+            self.number = next(number for number in itertools.count() if number not in _numbered)
+            _numbered[self.number] = self
         read_end, write_end = os.pipe()
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "tasks.worker", str(write_end), str(os.getpid())],
@@ -120,6 +130,9 @@ class _Worker:
         """End it and whatever it started, now: between calls it holds nothing that could be lost."""
         self.end_group()
         self.process.wait()
+        with _lock:
+            if _numbered.get(self.number) is self:
+                del _numbered[self.number]
         assert self.process.stdin
         with contextlib.suppress(OSError):
             self.process.stdin.close()
@@ -132,6 +145,7 @@ def run_in_worker(
     arguments: dict[str, Any],
     *,
     threads: int | None = None,
+    device: DeviceChoice = "cpu",
     limit_seconds: float | None = None,
     progress: Progress = silent,
 ) -> None:
@@ -140,6 +154,7 @@ def run_in_worker(
     Args:
         function: of a module that a worker can import; what it returns is dropped.
         arguments: JSON values and configs; the function's type hints say what they become in the worker.
+        device: what a function with a parameter `device` is to compute on; the worker looks for it.
         limit_seconds: wall-clock limit; the worker's whole process group is killed then, also in blocked C code.
 
     Raises:
@@ -149,11 +164,17 @@ def run_in_worker(
         StopRequested: workers are being stopped.
     """
     name = f"{function.__module__}:{function.__qualname__}"
-    request = {"function": name, "root": root, "arguments": to_jsonable_python(arguments), "threads": threads}
+    request = {
+        "function": name,
+        "root": root,
+        "arguments": to_jsonable_python(arguments),
+        "threads": threads,
+        "device": device,
+    }
     deadline = time.monotonic() + limit_seconds if limit_seconds is not None else float("inf")
     worker = _take()
     try:
-        worker.send(request)
+        worker.send(request | {"number": worker.number})
         reply = _wait(worker, name, deadline, limit_seconds, progress)
     except (EOFError, BrokenPipeError) as err:
         _drop(worker)
@@ -170,7 +191,8 @@ def run_in_worker(
     except BaseException:
         _drop(worker)
         raise
-    if reply.get("error", {}).get("type") == "StopRequested":  # it ends after this reply
+    # It ends after the one; after the other a GPU may be lost to it.
+    if reply.get("error", {}).get("type") == "StopRequested" or "crash" in reply:
         _drop(worker)
     else:
         _give_back(worker)
@@ -228,7 +250,11 @@ def while_busy(work: Busy) -> Iterator[None]:
 
 def environment_of_children() -> dict[str, str]:
     """What processes that call the library are started with."""
-    defaults = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+    defaults = {
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # without it cuBLAS does not promise the same bits twice
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     return with_import_path(defaults | os.environ)
 
 

@@ -55,14 +55,17 @@ def main(agent: int, request: dict[str, Any]) -> None:
     with contextlib.ExitStack() as joined:
 
         def work() -> None:
+            from sae.device import choose_rank_device
             from sae.train.config import MeshConfig
             from sae.train.mesh import connect
 
             importlib.import_module(request["function"].partition(":")[0])  # not while others wait in a collective
+            on_node = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+            device = choose_rank_device(request["device"], *on_node)
             mesh = MeshConfig.model_validate(request["mesh"])
-            shared = joined.enter_context(connect(mesh, request["collective_timeout_seconds"]))
+            shared = joined.enter_context(connect(mesh, request["collective_timeout_seconds"], device))
             replies.send(doing="as it had joined the others")
-            call(request, progress, shared=shared)
+            call(request, progress, device, shared=shared)
 
         # Said before the mesh is left: that makes others fail, and the first failure that is heard of is the cause.
         replies.send(**answer(work))

@@ -7,7 +7,7 @@ from prefect import task
 
 from sae.evaluate.config import EvaluationSpec
 from sae.explain import explain, questions
-from sae.explain.config import AnyExplainer, LabelsSpec, QuestionsSpec
+from sae.explain.config import AnyExplainer, ChatEndpoint, LabelsSpec, QuestionsSpec
 from sae.report import render
 from sae.report.config import ReportSpec
 from sae.statistics import statistics
@@ -65,6 +65,8 @@ def write_questions(spec: QuestionsSpec, job: Job) -> list[str]:
 @task(task_run_name="label-latents-{part:05d}", **TASK_OPTIONS)
 def label_latents(spec: LabelsSpec, part: int, job: Job, explainer: AnyExplainer) -> list[str]:
     """Ask a model about a few latents."""
+    if isinstance(explainer, ChatEndpoint):  # it computes elsewhere
+        job = Job.model_validate(job.model_dump() | {"device": "cpu"})
     arguments = {"spec": spec, "part": part, "explainer": explainer}
     return produce(job, [spec], explain.label_shard, arguments, part=part)
 

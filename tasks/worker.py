@@ -16,13 +16,16 @@ import time
 import traceback
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol, TextIO, get_type_hints
+from typing import TYPE_CHECKING, Any, Protocol, TextIO, get_type_hints
 
 from pydantic import TypeAdapter
 
-from sae.errors import PipelineError, StopRequested
+from sae.errors import PipelineError, StopRequested, TransientError
 from sae.progress import Progress
 from tasks.tied import tie_to, watch
+
+if TYPE_CHECKING:
+    import torch
 
 PROGRESS_SECONDS = 0.1
 """Between progress lines."""
@@ -86,10 +89,19 @@ def main(replies_fd: int, parent: int) -> None:
     for line in sys.stdin.buffer:
         stop.busy = True
         progress = progress_to(replies, stop, PROGRESS_SECONDS)
-        replies.send(**answer(partial(call, json.loads(line), progress)))
+        reply = answer(partial(call, json.loads(line), progress))
+        _release_gpu_memory()
+        replies.send(**reply)
         if stop.requested:
             return
         stop.busy = False
+
+
+def _release_gpu_memory() -> None:
+    """So that what waits for its next call has no more of a GPU than a context."""
+    from sae.device import release_memory
+
+    release_memory()
 
 
 def forward_logs(replies: Replies) -> None:
@@ -129,23 +141,39 @@ def answer(work: Callable[[], None]) -> dict[str, Any]:
     return {"done": True}
 
 
-def call(request: dict[str, Any], progress: Progress, **given: Any) -> None:
-    """Call the function that is asked for, with `given` beside the arguments of the request."""
+def call(request: dict[str, Any], progress: Progress, device: "torch.device | None" = None, **given: Any) -> None:
+    """Call the function that is asked for, with `given` beside the arguments of the request.
+
+    Args:
+        device: that the function computes on, if it takes one; None: as the request says.
+    """
     import torch
 
+    from sae.device import CPU, choose_device, prepare
     from sae.store.storage.filesystem import Storage
 
     if request["threads"] is not None:  # the same count gives the same bits
         torch.set_num_threads(request["threads"])
     module, _, name = request["function"].partition(":")
     function = getattr(importlib.import_module(module), name)
+    parameters = inspect.signature(function).parameters
     hints = get_type_hints(function, include_extras=True)
     arguments = {
         key: TypeAdapter(hints[key]).validate_json(json.dumps(value)) for key, value in request["arguments"].items()
     }
-    if "progress" in inspect.signature(function).parameters:
+    if "progress" in parameters:
         arguments["progress"] = progress
-    function(Storage(request["root"]), **arguments, **given)
+    if "device" in parameters:
+        arguments["device"] = device = device or choose_device(request["device"], request["number"])
+    prepare(device or CPU)
+    try:
+        function(Storage(request["root"]), **arguments, **given)
+    except torch.OutOfMemoryError as err:
+        raise TransientError(
+            f"{request['function']}: the GPU has no memory left ({str(err).splitlines()[0]}). Lower "
+            f"execution.max_workers, batch_rows or activations.batch_contexts, share the SAE by execution.mesh, or set "
+            f"execution.device to cpu."
+        ) from err
 
 
 if __name__ == "__main__":

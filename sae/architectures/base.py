@@ -25,6 +25,10 @@ class SparseLatents(NamedTuple):
     value: Tensor
     """Activation, always positive. [n], dtype of the SAE"""
 
+    def to(self, device: torch.device | str) -> "SparseLatents":
+        """The same on a device."""
+        return SparseLatents(*(column.to(device) for column in self))
+
 
 class SAE(nn.Module, ABC):
     """A sparse autoencoder. Architectures subclass it, and never each other.

@@ -47,9 +47,11 @@ class Control(Protocol):
     """Writes rows with a few units."""
 
     n_units: int
+    mean: Tensor
+    """On the device of all its tensors. [d_in]"""
 
     def code(self, x: Tensor) -> Code:
-        """x: [rows, d_in] float32"""
+        """x: on that device. [rows, d_in] float32"""
 
 
 class Coordinates:
@@ -85,7 +87,7 @@ class RandomDictionary:
     def __init__(self, mean: Tensor, k: int, n_units: int, seed: int) -> None:
         self.mean, self.n_units = mean, n_units
         self.k = min(k, n_units)
-        self.directions = random_directions(n_units, len(mean), seed)
+        self.directions = random_directions(n_units, len(mean), seed).to(mean.device)
 
     def code(self, x: Tensor) -> Code:
         """As Control.code."""
@@ -115,12 +117,14 @@ def k_of(l0: float) -> int:
     return max(1, math.ceil(l0 - 1e-9))
 
 
-def make_controls(storage: Storage, train: Snapshot, l0: float, d_sae: int, seed: int) -> dict[str, Control]:
+def make_controls(
+    storage: Storage, train: Snapshot, l0: float, d_sae: int, seed: int, device: torch.device | str = "cpu"
+) -> dict[str, Control]:
     """The controls of one SAE; `pca` is missing where the hook point is too wide for it."""
-    mean, k = torch.tensor(train.mean, dtype=torch.float32), k_of(l0)
+    mean, k = torch.tensor(train.mean, dtype=torch.float32, device=device), k_of(l0)
     controls: dict[str, Control] = {"neurons": Coordinates(mean, k)}
     if train.d_in <= MAX_PCA_WIDTH:
-        controls["pca"] = Coordinates(mean, k, principal_directions(storage, train))
+        controls["pca"] = Coordinates(mean, k, principal_directions(storage, train, device=device))
     controls["random"] = RandomDictionary(mean, k, d_sae, seed)
     return controls
 
@@ -131,16 +135,18 @@ def random_directions(n: int, d_in: int, seed: int) -> Tensor:
     return F.normalize(torch.from_numpy(drawn), dim=1)
 
 
-def principal_directions(storage: Storage, snapshot: Snapshot, max_rows: int = MAX_PCA_ROWS) -> Tensor:
+def principal_directions(
+    storage: Storage, snapshot: Snapshot, max_rows: int = MAX_PCA_ROWS, device: torch.device | str = "cpu"
+) -> Tensor:
     """Principal directions of a snapshot's first rows about its mean, the strongest first, as columns.
 
-    Returns: [d_in, d_in] float32
+    Returns: on the device. [d_in, d_in] float32
     """
-    mean = torch.tensor(snapshot.mean, dtype=torch.float32)
-    moments = torch.zeros((snapshot.d_in, snapshot.d_in), dtype=torch.float64)
+    mean = torch.tensor(snapshot.mean, dtype=torch.float32, device=device)
+    moments = torch.zeros((snapshot.d_in, snapshot.d_in), dtype=torch.float64, device=device)
     n_rows = 0
     for block in iter_rows(storage, snapshot):
-        centred = torch.from_numpy(block.act[: max_rows - n_rows].astype(np.float32)) - mean
+        centred = torch.from_numpy(block.act[: max_rows - n_rows].astype(np.float32)).to(device) - mean
         moments += (centred.T @ centred).double()
         n_rows += len(centred)
         if n_rows >= max_rows:
@@ -163,12 +169,13 @@ def measure_controls(
     Args:
         keep_rows: firings of the first so many rows are kept.
     """
-    mean = torch.tensor(snapshot.mean, dtype=torch.float32)
+    (device,) = {control.mean.device for control in controls.values()}
+    mean = torch.tensor(snapshot.mean, dtype=torch.float32, device=device)
     errors, deviation = dict.fromkeys(controls, 0.0), 0.0
     firings = {name: FiringsKeeper(keep_rows) for name in controls if name != "neurons"}
     n_rows, total = 0, min(max_rows, snapshot.n_rows)
     for block in iter_rows(storage, snapshot):
-        x = torch.from_numpy(block.act[: max_rows - n_rows].astype(np.float32))
+        x = torch.from_numpy(block.act[: max_rows - n_rows].astype(np.float32)).to(device)
         deviation += _sum_of_squares(x - mean)
         for name, control in controls.items():
             found = control.code(x)
@@ -176,6 +183,7 @@ def measure_controls(
             if name in firings and keep_rows:
                 row, column = torch.nonzero(found.value > 0, as_tuple=True)
                 unit, value = found.unit[row, column], found.value[row, column]
+                unit, row, value = unit.cpu(), row.cpu(), value.cpu()
                 firings[name].add(unit.numpy(), row.numpy(), value.numpy(), len(x))
         n_rows += len(x)
         progress(n_rows, total, "rows", "controls")

@@ -61,15 +61,18 @@ def measure_cross_entropy(
     Activations are replaced only where training saw some: at padding and what was left out the model's own stay.
 
     Args:
+        model, sae: on one device, unless the SAE says otherwise.
         mean: activation of the mean ablation. [d_in]
         left_out: which activations were not stored (special tokens, attention sinks).
-        others: further variants, name -> what takes the place of activations [rows, d_in] (float32).
+        others: further variants, name -> what takes the place of activations [rows, d_in] (float32), on the model's
+            device.
         position_edges: first positions of bins, and the end; None: one bin.
     """
-    tokens = torch.from_numpy(contexts.tokens.astype(np.int64))
-    present = torch.from_numpy(contexts.docs != PADDING)
-    replaced = present & ~torch.from_numpy(np.isin(contexts.tokens, np.array(left_out.token_ids, np.int64)))
-    mean_act = torch.from_numpy(mean.astype(np.float32))
+    is_left_out = np.isin(contexts.tokens, np.array(left_out.token_ids, np.int64))
+    tokens = torch.from_numpy(contexts.tokens.astype(np.int64)).to(model.device)
+    present = torch.from_numpy(contexts.docs != PADDING).to(model.device)
+    replaced = present & ~torch.from_numpy(is_left_out).to(model.device)
+    mean_act = torch.from_numpy(mean.astype(np.float32)).to(model.device)
     replacements: dict[str, Replace] = {
         "sae": sae,
         "zero": torch.zeros_like,
@@ -88,20 +91,20 @@ def measure_cross_entropy(
         predicted = present[rows, 1:].double()
         clean = _log_probabilities(model, tokens[rows])
         clean_loss = _losses(clean, tokens[rows]) * predicted
-        losses["clean"][rows] = clean_loss.sum(dim=1).numpy()
+        losses["clean"][rows] = clean_loss.sum(dim=1).cpu().numpy()
         clean_probabilities = clean.exp()
         for variant, replace in replacements.items():
             with splice(model, hook_point, _only_at(replaced[rows], replace, left_out)):
                 found = _log_probabilities(model, tokens[rows])
             loss = _losses(found, tokens[rows]) * predicted
-            losses[variant][rows] = loss.sum(dim=1).numpy()
+            losses[variant][rows] = loss.sum(dim=1).cpu().numpy()
             divergence = -found.sub_(clean).mul_(clean_probabilities).sum(dim=2).double()
-            kl[variant][rows] = (divergence * predicted).sum(dim=1).numpy()
+            kl[variant][rows] = (divergence * predicted).sum(dim=1).cpu().numpy()
             if variant == "sae":
-                bin_increase[rows] = (loss - clean_loss).numpy() @ in_bin
+                bin_increase[rows] = (loss - clean_loss).cpu().numpy() @ in_bin
         progress(min(start + batch, n), n, "contexts")
-    n_targets = present[:, 1:].sum(dim=1).numpy()
-    bin_targets = present[:, 1:].numpy().astype(np.int64) @ in_bin.astype(np.int64)
+    predicts = (contexts.docs[:, 1:] != PADDING).astype(np.int64)
+    n_targets, bin_targets = predicts.sum(axis=1), predicts @ in_bin.astype(np.int64)
     return ContextLosses(n_targets, losses, kl, bin_targets, bin_increase)
 
 

@@ -39,6 +39,7 @@ def evaluate_sae(
     *,
     sae: SAE | None = None,
     train_replicates: TrainReplicates | None = None,
+    device: torch.device | str = "cpu",
     progress: Progress = silent,
 ) -> Record:
     """Measure one SAE and commit evaluation.json with its tables.
@@ -48,18 +49,19 @@ def evaluate_sae(
 
     Args:
         sae: that of the spec, in float32; None: it is read.
+        device: where subject and controls are, and the SAE that is read; one that is given may be elsewhere.
     """
     started = time.perf_counter()
     snapshot = read_snapshot(storage, spec.heldout_snapshot or spec.train_snapshot)
     train = read_snapshot(storage, spec.train_snapshot)
     if sae is None:
         with records.local_files(storage, records.require_record(storage, spec.sae)) as folder:
-            sae = load_sae(folder).float()
+            sae = load_sae(folder).float().to(device)
     keep_rows = MAX_SCORED_ROWS if spec.tokens else 0
     groupings = _groupings(storage, spec, snapshot)
     found = measure_reconstruction(storage, sae, snapshot, keep_rows, groupings, progress=progress)
     l0 = found.counts.l0
-    controls = make_controls(storage, train, l0, sae.d_sae, spec.seed)
+    controls = make_controls(storage, train, l0, sae.d_sae, spec.seed, device)
     control_found = measure_controls(storage, controls, snapshot, MAX_SCORED_ROWS, keep_rows, progress=progress)
     evaluation: dict[str, Any] = {
         "n_rows": found.sums.n_rows,
@@ -74,7 +76,7 @@ def evaluate_sae(
     }
     with storage.staging() as folder:
         if spec.subject is not None:
-            subject = load_subject(storage, spec.subject)
+            subject = load_subject(storage, spec.subject, device)
             if subject.causal:
                 evaluation["ce"] = cross_entropy_figures(storage, spec, subject, sae, train, controls, progress)
             about = (storage, spec, subject, snapshot, found, controls, control_found, folder)
@@ -88,7 +90,8 @@ def evaluate_sae(
                 _write_json(folder / "concepts.json", concepts)
         evaluation = _finite(evaluation)
         _write_json(folder / "evaluation.json", evaluation)
-        return records.commit(storage, spec, folder, _headline(evaluation), seconds=time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        return records.commit(storage, spec, folder, _headline(evaluation), seconds=seconds, device=device)
 
 
 def _groupings(storage: Storage, spec: EvaluationSpec, snapshot: Snapshot) -> list[Grouping]:

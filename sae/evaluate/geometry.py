@@ -22,7 +22,7 @@ MAX_COMPARED = 4096
 def decoder_geometry(sae: SAE, seed: int) -> dict[str, Any]:
     """Figures of the decoder, and of as many random directions under `random`."""
     compared = np.sort(philox("compared rows", seed).permutation(sae.d_sae)[:MAX_COMPARED])
-    random = random_directions(sae.d_sae, sae.d_in, seed)
+    random = random_directions(sae.d_sae, sae.d_in, seed).to(sae.W_dec.device)
     norms = sae.W_dec.norm(dim=1)
     n_rows = max(1, BLOCK_ELEMENTS // sae.d_in)
     pairs = ((sae.W_enc[i : i + n_rows].contiguous(), sae.W_dec[i : i + n_rows]) for i in range(0, sae.d_sae, n_rows))
@@ -49,7 +49,7 @@ def directions_figures(W: Tensor, compared: np.ndarray) -> dict[str, Any]:
         W: [n, d_in]
         compared: which of them to look for a nearest other of. [m]
     """
-    own = torch.from_numpy(compared.astype(np.int64))
+    own = torch.from_numpy(compared.astype(np.int64)).to(W.device)
     unit = F.normalize(W.float(), dim=1)
     best = max_cosines(unit[own], unit, own).double()
     # The sum of squared eigenvalues is the squared norm of the matrix: no decomposition is needed.

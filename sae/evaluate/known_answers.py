@@ -48,7 +48,7 @@ def look_for_concepts(
     x = rows_in_source_order(storage, snapshot)
     found: dict[str, Any] = {
         "labels": _row_labels(storage, snapshot),
-        **report_concepts(sae, x, config.concepts).model_dump(mode="json"),
+        **report_concepts(sae, x.to(sae.W_enc.device), config.concepts).model_dump(mode="json"),
         "replicates": {},
     }
     if config.replicates is not None and train_replicates is not None:
@@ -68,7 +68,7 @@ def compare_to_true_features(storage: Storage, sae: SAE, snapshot: Snapshot, see
         return None
     with records.local_files(storage, record) as folder:
         directions = load_file(folder / DIRECTIONS_FILE)[DIRECTIONS_NAME]
-    return measure_recovery(directions, sae.W_dec, seed).model_dump(mode="json")
+    return measure_recovery(directions, sae.W_dec.cpu(), seed).model_dump(mode="json")
 
 
 def rows_in_source_order(storage: Storage, snapshot: Snapshot) -> Tensor:

@@ -49,7 +49,7 @@ def write_probes(
     }
     pca = controls.get("pca")
     if isinstance(pca, Coordinates):
-        columns["pca"] = DenseColumns(pca.all(torch.from_numpy(x)).numpy())
+        columns["pca"] = DenseColumns(pca.all(torch.from_numpy(x).to(pca.mean.device)).cpu().numpy())
     columns["random"] = SparseColumns(control_found.firings["random"], n_rows, controls["random"].n_units)
     fitted = probing.split_contexts(texts.context[:n_rows], spec.seed)
     scores = []

@@ -69,8 +69,9 @@ def measure_reconstruction(
         for block in iter_rows(storage, snapshot, [part]):
             act = block.act.astype(np.float32)
             x = torch.from_numpy(act)
-            sparse = sae.encode_sparse(x)
-            x_hat = sae.decode_sparse(sparse, len(x))
+            sparse = sae.encode_sparse(x.to(sae.W_enc.device))
+            x_hat = sae.decode_sparse(sparse, len(x)).cpu()
+            sparse = sparse.to("cpu")
             if contexts is not None:
                 about = row_texts(contexts, part, block)
                 if sums.n_rows < keep_rows:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from sae.errors import InputError, TransientError
 from sae.explain.config import AnyExplainer, ChatEndpoint, EndpointModel, LabelsSpec
@@ -49,7 +50,13 @@ def count_shards(storage: Storage, spec: LabelsSpec) -> int:
 
 
 def label_shard(
-    storage: Storage, spec: LabelsSpec, part: int, explainer: AnyExplainer, *, progress: Progress = silent
+    storage: Storage,
+    spec: LabelsSpec,
+    part: int,
+    explainer: AnyExplainer,
+    *,
+    device: torch.device | str = "cpu",
+    progress: Progress = silent,
 ) -> Record:
     """Explain and test the latents of one shard and commit what came of it.
 
@@ -57,6 +64,7 @@ def label_shard(
 
     Args:
         explainer: where the model of `spec` is asked.
+        device: where a model in memory runs.
 
     Raises:
         InputError: the key is missing or refused, the model is unknown or cannot be loaded, every request is refused.
@@ -66,7 +74,7 @@ def label_shard(
     latents = _latents(storage, spec)[part * LATENTS_PER_SHARD : (part + 1) * LATENTS_PER_SHARD]
     asked = [entry["latent"] for entry in latents if entry["not_asked_because"] is None]
     questions = _read_questions(storage, spec, asked)
-    model = open_explainer(spec, explainer)
+    model = open_explainer(spec, explainer, device)
     try:
         jobs = [(entry, questions.get(entry["latent"], [])) for entry in latents]
         labelled = map_in_order(lambda job: label_latent(model, spec, *job), jobs, model.n_at_once, progress)
@@ -80,7 +88,8 @@ def label_shard(
         pq.write_table(pa.Table.from_pylist(rows, labels_schema()), folder / LABELS_FILE, compression="zstd")
         answers = pa.Table.from_pylist([row for each in labelled for row in each.answers], ANSWERS_SCHEMA)
         pq.write_table(answers, folder / ANSWERS_FILE, compression="zstd")
-        return records.commit(storage, spec, folder, metrics, seconds=time.perf_counter() - started, part=part)
+        seconds = time.perf_counter() - started
+        return records.commit(storage, spec, folder, metrics, seconds=seconds, part=part, device=device)
 
 
 def merge_labels(storage: Storage, spec: LabelsSpec, *, progress: Progress = silent) -> Record:
@@ -119,12 +128,12 @@ def merge_labels(storage: Storage, spec: LabelsSpec, *, progress: Progress = sil
         return records.commit(storage, spec, folder, metrics, seconds=time.perf_counter() - started)
 
 
-def open_explainer(spec: LabelsSpec, explainer: AnyExplainer) -> Explainer:
+def open_explainer(spec: LabelsSpec, explainer: AnyExplainer, device: torch.device | str = "cpu") -> Explainer:
     """The model that the spec names, ready to be asked. Raises: InputError when it is not to be had."""
     if isinstance(spec.explainer, EndpointModel):
         assert isinstance(explainer, ChatEndpoint)
         return EndpointExplainer(explainer)
-    return LocalExplainer(spec.explainer)
+    return LocalExplainer(spec.explainer, device)
 
 
 def map_in_order(

@@ -27,9 +27,9 @@ class LocalExplainer:
 
     n_at_once = 1
 
-    def __init__(self, spec: HFModelSpec) -> None:
+    def __init__(self, spec: HFModelSpec, device: torch.device | str = "cpu") -> None:
         with _as_explainer():
-            loaded = load_pinned(spec, "cuda" if torch.cuda.is_available() else "cpu")
+            loaded = load_pinned(spec, device)
         if not loaded.causal:
             raise InputError(f"labels.explainer.name: {spec.config.name} is no causal model: it writes no text.")
         self._name, self._model, self._tokenizer = spec.config.name, loaded.model, loaded.tokenizer

@@ -79,7 +79,8 @@ def _draw_from_part(
     window = np.repeat(np.arange(len(spans)), [len(span) for _, span in spans])
     fired: list[set[int]] = [set() for _ in spans]
     for start in range(0, len(act), BLOCK_ROWS):
-        sparse = sae.encode_sparse(torch.from_numpy(act[start : start + BLOCK_ROWS]))
+        x = torch.from_numpy(act[start : start + BLOCK_ROWS])
+        sparse = sae.encode_sparse(x.to(sae.W_enc.device)).to("cpu")
         positive = sparse.value.numpy() > 0
         row, latent = sparse.row.numpy()[positive], sparse.latent.numpy()[positive]
         for number, one in zip(window[start + row].tolist(), latent.tolist(), strict=True):

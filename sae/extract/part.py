@@ -2,9 +2,11 @@
 
 Three things go on at once: the model runs over a batch of contexts; the activations of the batch before are cast and
 held; the rows of the part before are picked in their stored order, hashed, written and committed. The model has the
-caller's thread and torch's, the others have threads of their own.
+caller's thread and torch's, the others have threads of their own. On a GPU the copies to the host have a stream of
+their own, too, into page-locked memory: the GPU makes them while it computes.
 """
 
+import contextlib
 import itertools
 import time
 import weakref
@@ -125,8 +127,9 @@ def extract_parts(
     plans = [require_record(storage, spec.ref).metrics for spec in specs]
     _check_alike(specs, plans, parts)
     with helper_threads() as (putting, writing):
+        device = torch.device(device) if subject is None else subject.model.device
         streams = [
-            PartStream(storage, spec, plan, numbers, writing, recompute)
+            PartStream(storage, spec, plan, numbers, writing, recompute, device)
             for spec, plan, numbers in zip(specs, plans, parts, strict=True)
         ]
         window = _Window(storage, specs[0])
@@ -177,6 +180,7 @@ def _run(
     _keep_freed_memory()
     shared: SharedRows = weakref.WeakValueDictionary()
     put: Future[None] | None = None
+    copies = torch.cuda.Stream(model.device) if model.device.type == "cuda" else None
     with torch.no_grad(), capture(model, names) as read:
         for batch in batches:
             contexts = batch.contexts
@@ -185,7 +189,9 @@ def _run(
             acts = read(tokens, mask)
             if put is not None:
                 put.result()
-            put = putting.submit(_put, streams, batch, acts, shared)
+            if copies:
+                copies.wait_stream(torch.cuda.current_stream(model.device))
+            put = putting.submit(_put, streams, batch, acts, shared, copies)
             del acts  # or these would be kept until the next ones are there
             progress(batch.tokens_done, batch.tokens_total, "tokens")
     if put is not None:
@@ -202,9 +208,20 @@ def _keep_freed_memory() -> None:
     torch.empty(KEPT_BYTES, dtype=torch.uint8)
 
 
-def _put(streams: Sequence[PartStream], batch: _Batch, acts: dict[str, Tensor], shared: SharedRows) -> None:
-    for stream in streams:
-        stream.put(batch.start, batch.ahead, acts, shared)
+def _put(
+    streams: Sequence[PartStream],
+    batch: _Batch,
+    acts: dict[str, Tensor],
+    shared: SharedRows,
+    copies: torch.cuda.Stream | None,
+) -> None:
+    """copies: the stream of a GPU that the activations are taken by; it waits for what has made them."""
+    with torch.cuda.stream(copies) if copies else contextlib.nullcontext():
+        if copies:
+            for act in acts.values():
+                act.record_stream(copies)  # their memory is not used again while copies are made
+        for stream in streams:
+            stream.put(batch.start, batch.ahead, acts, shared)
 
 
 class _Window:

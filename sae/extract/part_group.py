@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import torch
+
 from sae.extract.config import PartsSpec
 from sae.extract.part import extract_parts
 from sae.progress import Progress, silent
@@ -77,6 +79,7 @@ def extract_group(
     parts: Sequence[tuple[int, int]],
     *,
     recompute: bool = False,
+    device: torch.device | str = "cpu",
     progress: Progress = silent,
 ) -> None:
     """Write those of the parts that are not there, as extract_parts does, and the indexes of whole groups.
@@ -85,11 +88,12 @@ def extract_group(
         specs: as extract_parts takes them.
         parts: of each spec the parts [first, stop).
         recompute: write all of them, the same bytes again.
+        device: where the model runs.
 
     Raises: as extract_parts.
     """
     ranges = [range(*each) for each in parts]
-    extract_parts(storage, specs, ranges, recompute=recompute, progress=progress)
+    extract_parts(storage, specs, ranges, recompute=recompute, device=device, progress=progress)
     for spec, numbers in zip(specs, ranges, strict=True):
         n_parts = int(require_record(storage, spec.ref).metrics["n_parts"])
         write_index(storage, spec.ref, n_parts, numbers)

@@ -51,6 +51,8 @@ class PartStream:
         numbers: the parts to compute.
         writing: where parts are written.
         recompute: finished parts too.
+        device: that the activations come from. For a GPU the parts are held in page-locked memory, which it writes by
+            itself.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class PartStream:
         numbers: Sequence[int],
         writing: Executor,
         recompute: bool,
+        device: torch.device,
     ) -> None:
         self.hook_point = spec.hook_point
         self._storage, self._spec, self._plan, self._writing = storage, spec, plan, writing
@@ -69,6 +72,7 @@ class PartStream:
         self._buffers: list[Tensor | None] = [None, None]
         self._writes: dict[int, Future[Record]] = {}
         self._filling: Filling | None = None
+        self._device = device
         self._started = 0.0
 
     def batch_starts(self, batch_contexts: int) -> Iterator[int]:
@@ -132,7 +136,8 @@ class PartStream:
             before[0].result()  # it is what has this memory
         buffer = self._buffers[slot]
         if buffer is None or len(buffer) < rows.keep.size:
-            buffer = torch.empty((rows.keep.size, self._plan["d_in"]), dtype=BUFFERS[self._spec.dtype])
+            shape, on_gpu = (rows.keep.size, self._plan["d_in"]), self._device.type == "cuda"
+            buffer = torch.empty(shape, dtype=BUFFERS[self._spec.dtype], pin_memory=on_gpu)
             self._buffers[slot] = buffer
         return Filling(self._spec, part, rows, buffer)
 
@@ -143,4 +148,5 @@ class PartStream:
             written = write_rows(path, finished.act, finished.identity, row_group_rows, finished.encoding)
             seconds = time.perf_counter() - started
             metrics = written | finished.metrics
-            return commit(self._storage, self._spec, folder, metrics, seconds=seconds, part=filling.part)
+            part, device = filling.part, self._device
+            return commit(self._storage, self._spec, folder, metrics, seconds=seconds, part=part, device=device)

@@ -13,7 +13,7 @@ BLOCK_ELEMENTS = 1 << 24
 
 
 class Ranked(NamedTuple):
-    """Indices and their values, best first, per latent."""
+    """Indices and their values, best first, per latent, on the CPU."""
 
     indices: Tensor
     """[d_sae, n] int64"""
@@ -39,16 +39,20 @@ def nearest_decoders(W_dec: Tensor, n: int, progress: Progress = silent) -> Rank
 
 
 @torch.inference_mode()
-def nearest_to(W_dec: Tensor, rows: slice, n: int) -> Ranked:
-    """`nearest_decoders` of some latents, as many as `blocks` gives at once. Both [rows, n]"""
-    d_sae, n_rows = len(W_dec), rows.stop - rows.start
-    these, cosines = _unit(W_dec[rows]), torch.empty(n_rows, d_sae)
+def nearest_to(W_dec: Tensor, rows: slice, n: int, device: torch.device | None = None) -> Ranked:
+    """`nearest_decoders` of some latents, as many as `blocks` gives at once. Both [rows, n]
+
+    Args:
+        device: where they are compared; None: where they are. Blocks of decoder rows are brought there one by one.
+    """
+    d_sae, n_rows, device = len(W_dec), rows.stop - rows.start, device or W_dec.device
+    these, cosines = _unit(W_dec[rows].to(device)), torch.empty(n_rows, d_sae, device=device)
     for some in blocks(slice(0, d_sae), W_dec.shape[1]):
-        torch.mm(these, _unit(W_dec[some]).T, out=cosines[:, some])
-    own = torch.arange(n_rows)
+        torch.mm(these, _unit(W_dec[some].to(device)).T, out=cosines[:, some])
+    own = torch.arange(n_rows, device=device)
     cosines[own, own + rows.start] = -torch.inf
     value, index = cosines.topk(min(n, d_sae - 1), dim=1)
-    return Ranked(index, value.clamp_(-1, 1))
+    return Ranked(index.cpu(), value.clamp_(-1, 1).cpu())
 
 
 def blocks(rows: slice, width: int) -> Iterator[slice]:
@@ -77,7 +81,7 @@ def logit_effects(W_dec: Tensor, to_logits: Tensor, n: int, progress: Progress =
     n = min(n, n_vocab)
     up = Ranked(torch.empty((d_sae, n), dtype=torch.int64), torch.empty((d_sae, n)))
     down = Ranked(torch.empty((d_sae, n), dtype=torch.int64), torch.empty((d_sae, n)))
-    to_logits = to_logits.float()
+    to_logits = to_logits.float().to(W_dec.device)
     block = max(1, BLOCK_ELEMENTS // n_vocab)
     for start in range(0, d_sae, block):
         rows = slice(start, min(start + block, d_sae))
@@ -99,4 +103,4 @@ def nearest_neurons(W_dec: Tensor, n: int) -> Ranked:
     """
     unit = torch.nn.functional.normalize(W_dec.float(), dim=1)
     index = unit.abs().topk(min(n, W_dec.shape[1]), dim=1).indices
-    return Ranked(index, unit.gather(1, index))
+    return Ranked(index.cpu(), unit.gather(1, index).cpu())

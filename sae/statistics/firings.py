@@ -173,7 +173,8 @@ def iter_blocks(
             chosen = np.flatnonzero(wanted[context_index(contexts, block.seq), block.pos])
         for start in range(0, len(chosen), BLOCK_ROWS):
             index = chosen[start : start + BLOCK_ROWS]
-            sparse = sae.encode_sparse(torch.from_numpy(block.act[index].astype(np.float32)))
+            x = torch.from_numpy(block.act[index].astype(np.float32))
+            sparse = sae.encode_sparse(x.to(sae.W_enc.device)).to("cpu")
             value = sparse.value.numpy()
             fired = np.flatnonzero(value > 0)
             row, latent = sparse.row.numpy()[fired], sparse.latent.numpy()[fired].astype(np.int32)

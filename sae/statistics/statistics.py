@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from sae.architectures.base import SAE
@@ -44,25 +45,32 @@ def count_parts(storage: Storage, spec: StatisticsSpec) -> int:
 
 
 def statistics_of_part(
-    storage: Storage, spec: StatisticsSpec, part: int, *, sae: SAE | None = None, progress: Progress = silent
+    storage: Storage,
+    spec: StatisticsSpec,
+    part: int,
+    *,
+    sae: SAE | None = None,
+    device: torch.device | str = "cpu",
+    progress: Progress = silent,
 ) -> Record:
     """Accumulate one part of the snapshots and commit it as the same part of the statistics artefact.
 
     Args:
         part: 0 to count_parts - 1: the parts of the held-out snapshot, then those of the training snapshot.
         sae: that of the spec, in float32; None: it is read.
+        device: where rows are encoded.
     """
     started = time.perf_counter()
     parts = list_parts(storage, spec)
     source = parts[part]
-    sae = sae or _load_sae(storage, spec)
+    sae = sae or _load_sae(storage, spec, device)
     sums = LatentSums(_sizes(storage, spec, parts))
     done = 0
     for block in iter_blocks(storage, sae, source, source.contexts(storage)):
         sums.add(source.split, block)
         done += len(block.rows)
         progress(done, source.n_rows, "rows")
-    return _commit_partial(storage, spec, part, sums, {"split": source.split}, started)
+    return _commit_partial(storage, spec, part, sums, {"split": source.split}, started, device)
 
 
 def merge_parts(storage: Storage, spec: StatisticsSpec, part: int, *, progress: Progress = silent) -> Record:
@@ -79,7 +87,7 @@ def merge_parts(storage: Storage, spec: StatisticsSpec, part: int, *, progress: 
     sums = LatentSums(_sizes(storage, spec, parts))
     _merge_files(storage, spec, sums, node.children, progress)
     merged = {"merges": [node.children.start, node.children.stop]}
-    return _commit_partial(storage, spec, part, sums, merged, started)
+    return _commit_partial(storage, spec, part, sums, merged, started, "cpu")
 
 
 def merge_statistics(
@@ -88,6 +96,7 @@ def merge_statistics(
     *,
     sae: SAE | None = None,
     nearest: Nearest | None = None,
+    device: torch.device | str = "cpu",
     progress: Progress = silent,
 ) -> Record:
     """Merge what the tree leaves, read the examples' contexts and write the tables.
@@ -95,12 +104,13 @@ def merge_statistics(
     Args:
         sae: that of the spec, in float32; None: it is read.
         nearest: who looks for neighbours; None: this process.
+        device: where rows are encoded, and decoder rows compared.
 
     Raises: StoreError when a partial result is not finished.
     """
     started = time.perf_counter()
     parts = list_parts(storage, spec)
-    sae = sae or _load_sae(storage, spec)
+    sae = sae or _load_sae(storage, spec, device)
     sums = LatentSums(_sizes(storage, spec, parts))
     _merge_files(storage, spec, sums, roots(len(parts)), progress)
 
@@ -161,7 +171,8 @@ def merge_statistics(
             passages = passages_table(storage, sae, parts, config.n_passages, document_names, token_names)
             tables.write_table(passages, folder / "passages.parquet")
         (folder / "statistics.json").write_text(json.dumps(summary, indent=1) + "\n")
-        return records.commit(storage, spec, folder, metrics, seconds=time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        return records.commit(storage, spec, folder, metrics, seconds=seconds, device=device)
 
 
 def _sizes(storage: Storage, spec: StatisticsSpec, parts: list[StatisticsPart]) -> Sizes:
@@ -197,18 +208,24 @@ def _merge_files(
 
 
 def _commit_partial(
-    storage: Storage, spec: StatisticsSpec, part: int, sums: LatentSums, metrics: dict[str, Any], started: float
+    storage: Storage,
+    spec: StatisticsSpec,
+    part: int,
+    sums: LatentSums,
+    metrics: dict[str, Any],
+    started: float,
+    device: torch.device | str,
 ) -> Record:
     counted = {"n_rows": int(sums.n_rows.sum()), "n_firings": int(sums.n_fired.sum())}
     with storage.staging() as folder:
         sums.save(folder / PARTIAL_FILE)
         seconds = time.perf_counter() - started
-        return records.commit(storage, spec, folder, metrics | counted, seconds=seconds, part=part)
+        return records.commit(storage, spec, folder, metrics | counted, seconds=seconds, part=part, device=device)
 
 
-def _load_sae(storage: Storage, spec: StatisticsSpec) -> SAE:
+def _load_sae(storage: Storage, spec: StatisticsSpec, device: torch.device | str) -> SAE:
     with records.local_files(storage, records.require_record(storage, spec.sae)) as folder:
-        return load_sae(folder).float()
+        return load_sae(folder).float().to(device)
 
 
 def _associations(

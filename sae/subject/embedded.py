@@ -78,7 +78,12 @@ def train_tokenizer(
 
 
 def train_embedded_lm(
-    storage: Storage, spec: EmbeddedLMSpec, *, checkpoint_every_steps: int = 200, progress: Progress = silent
+    storage: Storage,
+    spec: EmbeddedLMSpec,
+    *,
+    checkpoint_every_steps: int = 200,
+    device: torch.device | str = "cpu",
+    progress: Progress = silent,
 ) -> Record:
     """Train the language model and save it with its tokenizer as the Auto classes read them.
 
@@ -88,6 +93,7 @@ def train_embedded_lm(
 
     Args:
         checkpoint_every_steps: 0 writes none.
+        device: where it is trained; its random weights are the same everywhere.
         progress: called after every step; may raise StopRequested, and a checkpoint of that step is written.
 
     Raises:
@@ -102,6 +108,7 @@ def train_embedded_lm(
         raise InputError(f"{spec.tokens}: no training context. Add text to corpus.segments or lower heldout_fraction.")
     vocab_size = int(require_record(storage, spec.tokens).metrics["vocab_size"])
     model = new_model(spec.config, vocab_size, context_tokens=train.tokens.shape[1], seed=spec.seed)
+    model.to(device)
     checkpoints = Checkpoints(storage, spec.ref, Position, new_attempt())
     train_model(model, spec, train, checkpoints, checkpoint_every_steps, progress)
     n_tokens = spec.config.n_steps * spec.config.batch_contexts * train.tokens.shape[1]
@@ -120,10 +127,10 @@ def train_embedded_lm(
     metrics |= {"unigram_loss": baselines.unigram, "bigram_loss": baselines.bigram, "bigram_rule": baselines.rule}
     with storage.staging() as folder:
         with quiet():
-            model.save_pretrained(folder)
+            model.cpu().save_pretrained(folder)
         with local_files(storage, require_record(storage, spec.tokenizer)) as tokenizer:
             shutil.copytree(tokenizer, folder, dirs_exist_ok=True)
-        record = commit(storage, spec, folder, metrics, seconds=time.perf_counter() - started)
+        record = commit(storage, spec, folder, metrics, seconds=time.perf_counter() - started, device=device)
     remove_checkpoints(storage, spec.ref)
     return record
 
@@ -183,7 +190,7 @@ def train_model(
         for group in optimizer.param_groups:
             group["lr"] = config.lr * lr_factor(step - 1, config)
         optimizer.zero_grad(set_to_none=True)
-        loss = next_token_losses(model, *_inputs(train, next(batches))).mean()
+        loss = next_token_losses(model, *_inputs(train, next(batches), model.device)).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, GRADIENT_CLIP)
         optimizer.step()
@@ -248,18 +255,18 @@ def mean_loss(model: Any, contexts: Contexts, batch_contexts: int = 64) -> float
     total, count = 0.0, 0
     for start in range(0, len(contexts), batch_contexts):
         rows = np.arange(start, min(start + batch_contexts, len(contexts)))
-        losses = next_token_losses(model, *_inputs(contexts, rows)).double()
+        losses = next_token_losses(model, *_inputs(contexts, rows, model.device)).double()
         total += float(losses.sum())
         count += losses.numel()
     return total / count if count else None
 
 
-def _inputs(contexts: Contexts, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+def _inputs(contexts: Contexts, rows: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
     """Tokens and next tokens of some contexts."""
     tokens = contexts.tokens[rows].astype(np.int64)
     targets = np.full_like(tokens, IGNORED)
     targets[:, :-1] = np.where(contexts.docs[rows][:, 1:] == PADDING, IGNORED, tokens[:, 1:])
-    return torch.from_numpy(tokens), torch.from_numpy(targets)
+    return torch.from_numpy(tokens).to(device), torch.from_numpy(targets).to(device)
 
 
 def _reported(documents: Iterable[str], progress: Progress) -> Iterator[str]:

@@ -64,6 +64,7 @@ def train_saes(
         checkpoint_every_steps: 0 writes none. They are written while training goes on, from a copy of the state in the
             host's memory: parameters, two moments and, where there is one, a running mean.
         logs: where the curves are written as well.
+        device: where the SAEs are, and their batches; of a mesh, this process's.
         progress: told of every step, with the figures of every SAE (`live_note`). It may raise StopRequested; every
             unfinished SAE then gets a checkpoint of the step it is at. On a mesh one process that is asked to stop is
             enough: all stop at the same step.
@@ -199,7 +200,8 @@ class _Member:
         with self._storage.staging() as folder:
             save_sae(sae, folder, {"hook_name": self.spec.config.hook_point})
             pq.write_table(self.run.curve.table(), folder / CURVE_FILE)
-            records.commit(self._storage, self.spec, folder, self.run.metrics(), seconds=seconds)
+            metrics, device = self.run.metrics(), self.run.device
+            records.commit(self._storage, self.spec, folder, metrics, seconds=seconds, device=device)
         remove_checkpoints(self._storage, self.spec.ref)
 
 

@@ -46,19 +46,19 @@ _LOST_BY_GLOO = re.compile(r"\[[^\s\]]*/gloo/transport/|Application timeout caus
 
 
 @contextlib.contextmanager
-def connect(config: MeshConfig, timeout_seconds: float) -> Iterator[Collectives]:
+def connect(config: MeshConfig, timeout_seconds: float, device: torch.device | str = "cpu") -> Iterator[Collectives]:
     """Join the other processes of a mesh while the block runs; a mesh of one is `ALONE` and starts nothing.
 
-    Reads what torchrun tells every process: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. Tensors of the
-    CPU travel by gloo; where there is CUDA, process LOCAL_RANK takes the GPU of that number, and its tensors travel by
-    NCCL.
+    Reads what torchrun tells every process: RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. Tensors of the CPU travel by
+    gloo, those of a GPU by NCCL.
 
     Args:
         timeout_seconds: a collective that takes longer has lost a process, and fails on the others. Joining may take
             JOIN_SECONDS.
+        device: that this process computes on: a GPU of its own, or the CPU. Of one kind on all processes.
 
-    Raises: ConfigError when there are more or fewer processes than the mesh has places; TransientError when the
-        others cannot be reached.
+    Raises: ConfigError when there are more or fewer processes than the mesh has places, or some of them compute on
+        GPUs and some do not; TransientError when the others cannot be reached.
     """
     if config.world == 1:
         yield ALONE
@@ -70,15 +70,29 @@ def connect(config: MeshConfig, timeout_seconds: float) -> Iterator[Collectives]
             f"Start as many (torchrun --nnodes times --nproc-per-node)."
         )
     backend = "gloo"
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    device = torch.device(device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # NCCL asks no tensor for it
         backend = "cpu:gloo,cuda:nccl"
     with _peers("joining"):
         dist.init_process_group(backend, timeout=timedelta(seconds=JOIN_SECONDS))
     try:
-        yield Mesh(config, timedelta(seconds=timeout_seconds))
+        mesh = Mesh(config, timedelta(seconds=timeout_seconds))
+        _check_devices(mesh, device)
+        yield mesh
     finally:
         dist.destroy_process_group()
+
+
+def _check_devices(mesh: "Mesh", device: torch.device) -> None:
+    """Raises: ConfigError, on every process, when they compute on devices of different kinds."""
+    n_on_cpu = mesh.collect(int(device.type == "cpu")).count(1)
+    if 0 < n_on_cpu < mesh.world:
+        raise ConfigError(
+            f"execution.device: {n_on_cpu} of the {mesh.world} processes of the mesh found no GPU that works on their "
+            f"machine ({platform.node()} computes on {device.type}). Set execution.device to cpu, or to cuda: then the "
+            f"machine that has none says why."
+        )
 
 
 class Mesh(Collectives):

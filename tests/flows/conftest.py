@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,14 +70,32 @@ def with_settings(config: PipelineConfig, changes: dict[str, Any]) -> PipelineCo
 
 
 @pytest.fixture(scope="session")
+def first_calls() -> list[tuple[Callable[..., Any], dict[str, Any]]]:
+    """Functions that workers were told to call by the first run, and how. Filled by it."""
+    return []
+
+
+@pytest.fixture(scope="session")
 def first_run(
-    tmp_path_factory: pytest.TempPathFactory, corpus: Path, prefect_backend: None
+    tmp_path_factory: pytest.TempPathFactory,
+    corpus: Path,
+    prefect_backend: None,
+    first_calls: list[tuple[Callable[..., Any], dict[str, Any]]],
 ) -> tuple[PipelineConfig, list[dict[str, Any]]]:
     """A run on a root that was not there, and what became of its tasks."""
     from flows.pipeline import pipeline
+    from tasks import caching
+
+    run_in_worker = caching.run_in_worker
+
+    def noted(function: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+        first_calls.append((function, options))
+        run_in_worker(function, *arguments, **options)
 
     config = tiny_config(tmp_path_factory.mktemp("finished") / "root", corpus)
-    return config, pipeline(config)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(caching, "run_in_worker", noted)
+        return config, pipeline(config)
 
 
 @pytest.fixture(scope="session")

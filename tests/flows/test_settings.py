@@ -93,6 +93,17 @@ BAD_SETTINGS = {
         ],
         r"execution: nodes: with runner = \"ray\" the machines are those of the cluster",
     ),
+    "another kind of device": (
+        ["default", "--set", "execution.device=gpu"],
+        r"execution\.device: Input should be 'auto', 'cpu' or 'cuda' \(got \"gpu\"\)$",
+    ),
+    "a GPU that nothing on the cluster asks for": (
+        [
+            *("default", "--set", "execution.runner=ray", "--set", "execution.ray.address=local"),
+            *("--set", "execution.device=cuda", "--set", "execution.ray.requests.sae.num_gpus=1"),
+        ],
+        r"execution\.device: .* those of subject ask for none\. Set execution\.ray\.requests\.subject\.num_gpus",
+    ),
     "unknown recipe": (["defualt"], r"'defualt' is neither a recipe .* Did you mean 'default'\?"),
     "missing file": (["nothing.toml"], r"nothing\.toml: no such file"),
     "unknown section": (["default", "--set", "sede=1"], r"sede: no such setting\. Did you mean 'seed'\?"),

@@ -21,6 +21,9 @@ from sae.store.storage.filesystem import Storage
 from sae.store.text.contexts import PADDING, Contexts, write_contexts, write_documents
 from sae.train.config import SAESpec, TrainConfig
 from sae.weights import save_sae
+from tests.pretend_device import pretend_device
+
+pretend_device()  # before tests differentiate: automatic differentiation counts devices once
 
 HOOK_POINT = "gpt_neox.layers.0.mlp.act"
 NOWHERE = "0" * 16
@@ -41,6 +44,24 @@ class World:
     """(segment, split) -> its contexts."""
     rows: dict[tuple[int, str], dict[tuple[int, int], np.ndarray]]
     """(segment, split) -> (seq, pos) -> activation."""
+
+
+@pytest.fixture(
+    params=[
+        "pretend",
+        pytest.param(
+            "cuda",
+            marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")],
+        ),
+    ]
+)
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """A device that is not the CPU: what is done there equals what the CPU does, up to rounding."""
+    if request.param == "cuda":
+        return torch.device("cuda", 0)
+    # A module that is moved keeps its parameters, as on a GPU: what is tied stays so.
+    monkeypatch.setattr(torch.__future__, "_swap_module_params_on_conversion", True)
+    return pretend_device()
 
 
 @pytest.fixture

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from sae.config import DeviceChoice
 from sae.errors import ConfigError, PipelineError, StopRequested, TransientError
 from sae.pipeline_config import NodeConfig
 from sae.train.config import MeshConfig
@@ -21,7 +23,7 @@ from tasks.caching import Job, produce
 from tasks.gang import GangConfig, run_gang
 from tasks.process import WorkerCrash, accept_work, stop_workers
 from tests.processes import is_alive, marked, wait_for
-from tests.tasks import gang_work
+from tests.tasks import gang_work, work
 from tests.tasks.work import ThingSpec
 
 TWO_NODES = (NodeConfig(address=IPv4Address("127.0.0.1")), NodeConfig(address=IPv4Address("127.0.0.2")))
@@ -233,3 +235,18 @@ def test_long_lines_of_all_ranks_arrive_whole(tmp_path: Path, caplog: pytest.Log
     assert [line for line in said if line.startswith("rank")] == [
         f"rank 1: {count} {'1' * 9000}" for count in range(50)
     ]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.slow
+def test_every_rank_is_told_on_which_device_it_computes(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+
+    def run(device: DeviceChoice) -> None:
+        gang = GangConfig(mesh=MeshConfig(data=2), device=device)
+        run_gang(work.note_device_in_gang, str(tmp_path), {"log": str(log)}, gang)
+
+    run("auto")
+    assert log.read_text().split() == ["cpu"] * 2
+    with pytest.raises(ConfigError, match=r"execution\.device: cuda is wanted, and no GPU can be used on"):
+        run("cuda")

@@ -9,11 +9,12 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 
 from sae.errors import ConfigError, DamagedError, StopRequested, TransientError
 from sae.store.artefacts.records import require_record
 from sae.store.storage.filesystem import Storage
-from tasks.process import WorkerCrash, accept_work, is_stopping, run_in_worker, stop_workers
+from tasks.process import WorkerCrash, _Worker, accept_work, is_stopping, run_in_worker, stop_workers
 from tests.processes import is_alive, wait_for
 from tests.tasks import work
 
@@ -92,6 +93,38 @@ def test_sigterm_lets_the_work_save_and_is_worth_a_retry(storage: Storage, tmp_p
     killer.join()
     assert caught.value.retryable
     assert int(pids.with_suffix(".saved").read_text()) > 1
+
+
+def test_what_computes_is_told_on_which_device(storage: Storage, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    run_in_worker(work.note_device, storage.root, {"log": str(log)}, device="cpu")
+    assert log.read_text() == "cpu"
+    run_in_worker(work.note_device, storage.root, {"log": str(log)}, device="auto")
+    assert log.read_text() == ("cuda:0" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_is_missed_by_what_computes_and_by_nothing_else(storage: Storage, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"execution\.device: cuda is wanted, and no GPU can be used on"):
+        run_in_worker(work.note_device, storage.root, {"log": str(tmp_path / "log")}, device="cuda")
+    run_in_worker(work.make, storage.root, {"spec": work.ThingSpec(size=3)}, device="cuda")
+
+
+def test_a_full_gpu_may_have_room_later(storage: Storage) -> None:
+    with pytest.raises(TransientError, match=r"fill_a_gpu: the GPU has no memory left .*Lower execution\.max_workers"):
+        run_in_worker(work.fill_a_gpu, storage.root, {})
+
+
+def test_workers_at_once_have_numbers_of_their_own_and_leave_them_to_others() -> None:
+    first, second = _Worker(), _Worker()
+    try:
+        assert first.number != second.number
+    finally:
+        second.kill()
+        first.kill()
+    third = _Worker()
+    third.kill()
+    assert third.number == first.number
 
 
 def test_stopping_saves_the_work_and_refuses_more(storage: Storage, tmp_path: Path) -> None:

@@ -71,3 +71,20 @@ def work_until_stopped(storage: Storage, pids: str, *, progress: Progress = sile
     except StopRequested:
         Path(pids).with_suffix(".saved").write_text(str(step))
         raise
+
+
+def note_device(storage: Storage, log: str, *, device: torch.device | str = "nothing was said") -> None:
+    """Writes down what it is to compute on."""
+    Path(log).write_text(str(device))
+
+
+def note_device_in_gang(
+    storage: Storage, log: str, *, device: torch.device | str = "nothing was said", shared: object = None
+) -> None:
+    """The same, of every rank."""
+    with open(log, "a") as file:
+        file.write(f"{device}\n")
+
+
+def fill_a_gpu(storage: Storage) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nmore")

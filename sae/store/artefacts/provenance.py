@@ -6,8 +6,12 @@ import os
 import platform
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sae.config import FrozenConfig
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Provenance(FrozenConfig):
@@ -17,6 +21,7 @@ class Provenance(FrozenConfig):
     """UTC, ISO 8601."""
     seconds: float
     machine: str
+    """System and processor, and the GPU where one has computed."""
     threads: int
     versions: dict[str, str]
     commit: str | None
@@ -28,14 +33,17 @@ class Provenance(FrozenConfig):
         return f"{self.machine}, {self.threads} threads, torch {self.versions.get('torch', 'not used')}"
 
 
-def provenance(seconds: float) -> Provenance:
-    """Of work done just now, here, which took `seconds`."""
+def provenance(seconds: float, device: "torch.device | str" = "cpu") -> Provenance:
+    """Of work done just now, here, which took `seconds`. device: what has computed, of it all or of most."""
     import torch
 
+    machine = f"{platform.system()} {platform.machine()}"
+    if torch.device(device).type == "cuda":
+        machine += f", {torch.cuda.get_device_name(device)}"
     return Provenance(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         seconds=round(seconds, 3),
-        machine=f"{platform.system()} {platform.machine()}",
+        machine=machine,
         threads=torch.get_num_threads(),
         versions=_versions(),
         commit=_git_commit(),

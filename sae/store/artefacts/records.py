@@ -18,7 +18,7 @@ import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import xxhash
 
@@ -30,6 +30,9 @@ from sae.store.artefacts.files import FileEntry, entry_of, local_difference, siz
 from sae.store.artefacts.provenance import provenance
 from sae.store.artefacts.record import AGAIN, Record, decode, encode
 from sae.store.storage.filesystem import Storage
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +96,7 @@ def commit(
     *,
     seconds: float,
     part: int | None = None,
+    device: "torch.device | str" = "cpu",
 ) -> Record:
     """Put the files of `folder` in the store and commit them, or restore from them what is finished and damaged.
 
@@ -101,6 +105,7 @@ def commit(
         metrics: sizes and headline numbers, a function of the content.
         seconds: how long the work took.
         part: number of the part, for artefacts made of parts.
+        device: what has computed.
 
     Returns: the record that counts: the one that was there before, when there was one.
     Raises: StoreError when a finished record of the same spec names other bytes; what is stored stays as it is.
@@ -115,7 +120,7 @@ def commit(
         content=digest([entry.model_dump() for entry in entries]),
         files=entries,
         metrics=metrics,
-        produced=provenance(seconds),
+        produced=provenance(seconds, device),
     )
     existing = _standing_record(storage, record)
     if existing is not None:

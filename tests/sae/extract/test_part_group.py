@@ -29,9 +29,9 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """(part set, part) of every part that is computed from now on."""
     computed: list[tuple[str, int]] = []
 
-    def commit(storage, spec, folder, metrics, *, seconds, part):  # type: ignore[no-untyped-def]
+    def commit(storage, spec, folder, metrics, *, seconds, part, device):  # type: ignore[no-untyped-def]
         computed.append((spec.ref, part))
-        return original(storage, spec, folder, metrics, seconds=seconds, part=part)
+        return original(storage, spec, folder, metrics, seconds=seconds, part=part, device=device)
 
     original = stream.commit
     monkeypatch.setattr(stream, "commit", commit)

@@ -103,10 +103,10 @@ def test_a_part_is_written_while_the_model_runs_and_two_at_most_are_in_memory(co
         lambda _, args: events.append(("forward", next(batches) // 2))
     )
 
-    def slow_commit(storage, spec, folder, metrics, *, seconds, part):
+    def slow_commit(storage, spec, folder, metrics, *, seconds, part, device):
         time.sleep(0.1)
         events.append(("written", part))
-        return commit(storage, spec, folder, metrics, seconds=seconds, part=part)
+        return commit(storage, spec, folder, metrics, seconds=seconds, part=part, device=device)
 
     monkeypatch.setattr(stream, "commit", slow_commit)
     extract_parts(world.storage, [spec], [range(5)], subject=subject)

@@ -90,6 +90,33 @@ def test_a_rank_that_is_lost_is_worth_a_retry_for_the_others(how: signal.Signals
     assert out.count("rank 0 lost touch with the other ranks (sum_latents: ") == 2
 
 
+DEVICES_OF_TWO_KINDS = """
+import os
+from sae.errors import ConfigError
+from sae.train.config import MeshConfig
+from sae.train.mesh import connect
+try:
+    with connect(MeshConfig(latents=2), 60, ("cpu", "meta")[int(os.environ["RANK"])]):
+        pass
+except ConfigError as err:
+    print(err, flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.slow
+def test_some_ranks_with_a_gpu_and_some_without_are_refused_by_all() -> None:
+    shared = environment(world=2)
+    ranks = [_start(DEVICES_OF_TWO_KINDS, rank, shared) for rank in range(2)]
+    try:
+        said = [rank.communicate(timeout=120)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert all("1 of the 2 processes of the mesh found no GPU that works" in text for text in said)
+    assert ["computes on cpu" in text for text in said] == [True, False]
+
+
 def _start(script: str, rank: int, shared: dict[str, str]) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-c", script],
