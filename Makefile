@@ -6,9 +6,11 @@ STAMP := $(VENV)/.installed
 PEERS := .bench/peers
 TRAINERS := .bench/train
 TRAINING_PEERS := dictionary-learning llamascopium sae-lens sparsify
+# Runs are compared to the bit: all of them on the CPU, whatever the machine has.
+CPU_ONLY := CUDA_VISIBLE_DEVICES=
 ENVIRONMENTS := tests/benchmarks/peers/environments
 
-.PHONY: install run test test-all test-ray check format bench bench-peers bench-peer-quality bench-peer-metrics \
+.PHONY: install run test test-all test-ray test-gpu check format bench bench-peers bench-peer-quality bench-peer-metrics \
 	bench-peer-loading clean
 
 install: $(STAMP)
@@ -26,15 +28,20 @@ run: install
 # Three at once, on two cores: tests of processes wait more than they compute. A file stays together, for its fixtures,
 # and the files come in their order, because the long ones are first.
 test: install
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
+	$(CPU_ONLY) $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
 
 test-all: install
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(CPU_ONLY) $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Ray is large and rarely wanted, so it is installed by whoever asks for its tests.
 test-ray: install
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[ray]'
 	$(BIN)/python -m pytest tests/flows/test_ray.py tests/tasks/test_ray_cluster.py $(ARGS)
+
+# Needs a GPU, and skips what needs more than there is. Then the speed of a step, alone and as a mesh of one over NCCL.
+test-gpu: install
+	$(BIN)/python -m pytest -m gpu $(ARGS)
+	$(BIN)/python -m tests.benchmarks gpu
 
 check: install
 	$(BIN)/ruff check

@@ -1,7 +1,7 @@
 """`make bench`: speeds as ratios of two things measured in turn in this process; medians, with their spread.
 
 python -m tests.benchmarks [store] [extraction] [loading] [mixing] [remix] [remote] [training] [sweep] [statistics]
-[report] [overhead] [scale] [bad_days] [gang]
+[report] [overhead] [scale] [bad_days] [gang] [gpu]
 """
 
 import sys
@@ -14,6 +14,7 @@ import torch
 from tests.benchmarks.bad_days import bad_days
 from tests.benchmarks.extraction import extraction
 from tests.benchmarks.gang import gang
+from tests.benchmarks.gpu import gpu
 from tests.benchmarks.loading import loading
 from tests.benchmarks.mixing import mixing
 from tests.benchmarks.overhead import overhead
@@ -27,7 +28,7 @@ from tests.benchmarks.sweep import sweep
 from tests.benchmarks.timing import Cost, Row
 from tests.benchmarks.training import training
 
-BENCHMARKS: dict[str, Callable[[Path], Iterator[Row] | Iterator[Cost] | Iterator[str]]] = {
+BENCHMARKS: dict[str, Callable[[Path], Iterator[Row] | Iterator[Cost] | Iterator[str] | Iterator[Row | str]]] = {
     "store": store_io,
     "extraction": extraction,
     "loading": loading,
@@ -42,6 +43,7 @@ BENCHMARKS: dict[str, Callable[[Path], Iterator[Row] | Iterator[Cost] | Iterator
     "scale": scale,
     "bad_days": bad_days,
     "gang": gang,
+    "gpu": gpu,
 }
 
 
