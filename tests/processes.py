@@ -1,5 +1,7 @@
 """Processes as /proc shows them, and waiting for what they do."""
 
+import contextlib
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +38,19 @@ def marked(variable: str, value: str, command: str = "") -> list[int]:
         except OSError:
             continue
     return found
+
+
+def in_use(path: str) -> bool:
+    """Whether a living process has the file mapped or open."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if path in (folder / "maps").read_text():
+                return True
+            for descriptor in (folder / "fd").iterdir():
+                with contextlib.suppress(OSError):
+                    if os.readlink(descriptor) == path:
+                        return True
+    return False
 
 
 def _command(folder: Path) -> str:

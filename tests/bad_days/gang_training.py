@@ -12,12 +12,14 @@ from unittest import mock
 
 from torch import Tensor
 
-from sae.architectures import BatchTopKConfig
+from sae.architectures import SAE, BatchTopKConfig
 from sae.progress import Progress, silent
 from sae.store.snapshots.snapshot import Snapshot
 from sae.store.storage.filesystem import Storage
-from sae.train import loop
+from sae.train import loop, step
+from sae.train.collectives import Collectives
 from sae.train.config import SAESpec, TrainConfig
+from sae.train.losses import Losses
 from sae.train.mesh import Mesh
 from sae.train.rows import SnapshotRows
 from tests.conftest import write_snapshot
@@ -27,7 +29,9 @@ STEPS_PER_EPOCH = math.ceil(ROWS / BATCH)
 N_STEPS, EVERY = 6 * STEPS_PER_EPOCH, 8
 """Steps, and between checkpoints."""
 STEP_SECONDS, PAUSE_SECONDS = 0.03, 0.4
-"""Added to a step, and to what is slowed to be hit."""
+"""Added to a step, and to what is to be hit."""
+OVER = "-over"
+"""What a sign's name ends with when its moment has passed."""
 STEPS = "first-steps"
 """A file that gets the time, by `time.monotonic()`, of every attempt's first step."""
 
@@ -47,48 +51,67 @@ def new_root(path: Path) -> tuple[Storage, SAESpec]:
     return storage, SAESpec(config=config, snapshot=snapshot.ref, order_seed=7)
 
 
-def train(storage: Storage, specs: Sequence[SAESpec], signs: str, *, shared: Mesh, progress: Progress = silent) -> None:
+def train(
+    storage: Storage,
+    specs: Sequence[SAESpec],
+    signs: str,
+    pause_at: str = "",
+    *,
+    shared: Mesh,
+    progress: Progress = silent,
+) -> None:
     """`train_saes` in a rank.
 
     Args:
-        signs: a folder that gets a file when a moment has come: `step-13`, `save-16`, `last-step`,
-            `calibration`, `commit`.
+        signs: a folder that gets the file `pause_at` when that moment has come and, PAUSE_SECONDS later, one that says
+            that it has passed.
+        pause_at: `step-13`, between its gradients and their sum; `save-16`, when a rank has written its share of that
+            checkpoint, `pointer-16`, when all have; `calibration`, between its first rows and the next; `commit`.
     """
     place = Path(signs)
-    replace, read, save_sae = Storage.replace, SnapshotRows._read, loop.save_sae
-    n_seen = 0
+    replace, read, save_sae, sum_over_rows = Storage.replace, SnapshotRows._read, loop.save_sae, step.sum_over_rows
+    n_done: int | None = None
+
+    def comes(moment: str) -> None:
+        if moment == pause_at:
+            (place / moment).touch()
+            time.sleep(PAUSE_SECONDS)
+            (place / f"{moment}{OVER}").touch()
+
+    def slow_sum(sae: SAE, losses: Losses, shared: Collectives) -> Losses:
+        time.sleep(STEP_SECONDS)
+        if n_done is not None:
+            comes(f"step-{n_done + 1}")
+        return sum_over_rows(sae, losses, shared)
 
     def seen(done: int, total: int, unit: str, note: str = "") -> None:
-        nonlocal n_seen
-        n_seen += 1
-        if shared.rank == 0:
-            if n_seen == 1:
-                with (place / STEPS).open("a") as file:
-                    file.write(f"{time.monotonic()}\n")
-            (place / ("last-step" if done == total - 1 else f"step-{done}")).touch()
-        time.sleep(STEP_SECONDS)
+        nonlocal n_done
+        if n_done is None and shared.rank == 0:
+            with (place / STEPS).open("a") as file:
+                file.write(f"{time.monotonic()}\n")
+        n_done = done
         progress(done, total, unit, note)
 
     def slow_replace(self: Storage, path: str, data: bytes) -> None:
+        _, is_of_step, name = path.rpartition("/step-")
+        if is_of_step and name.endswith(".json"):
+            comes(f"pointer-{int(name[:8])}")
         replace(self, path, data)
-        if "/step-" in path:
-            (place / f"save-{int(path.rpartition('/step-')[2][:8])}").touch()
-            time.sleep(PAUSE_SECONDS / 2)
+        if is_of_step and name.endswith(".safetensors"):
+            comes(f"save-{int(name[:8])}")
 
     def slow_read(self: SnapshotRows, source: Snapshot, n_rows: int, purpose: str) -> Iterator[Tensor]:
         for number, batch in enumerate(read(self, source, n_rows, purpose)):
             if number == 0 and purpose == "threshold":
-                (place / "calibration").touch()
-                time.sleep(PAUSE_SECONDS)
+                comes("calibration")
             yield batch
 
     def slow_save(*arguments: Any) -> None:
-        (place / "commit").touch()
-        time.sleep(PAUSE_SECONDS / 2)
         save_sae(*arguments)
-        time.sleep(PAUSE_SECONDS / 2)
+        comes("commit")
 
     with (
+        mock.patch.object(step, "sum_over_rows", slow_sum),
         mock.patch.object(Storage, "replace", slow_replace),
         mock.patch.object(SnapshotRows, "_read", slow_read),
         mock.patch.object(loop, "save_sae", slow_save),

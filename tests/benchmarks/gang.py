@@ -1,6 +1,7 @@
-"""Gangs on bad days: ranks and agents killed and stopped at random moments of a real training, and what came of it.
+"""Gangs on bad days: ranks and agents killed and stopped in a real training, and what came of it.
 
-`python -m tests.benchmarks gang`, or with tries and a seed `python -m tests.benchmarks.gang 30 7`.
+`python -m tests.benchmarks gang` makes every fault at every moment once, in the order of a seed.
+`python -m tests.benchmarks.gang 24 7` does so with another seed, `gang 3 7 21` makes the last three of these tries.
 """
 
 import contextlib
@@ -30,10 +31,9 @@ from tasks.attempt import EXIT_SECONDS, GONE_SECONDS, HANG_UP_SECONDS, LAST_WORD
 from tasks.caching import Job, produce
 from tasks.gang import GangConfig
 from tests.bad_days import gang_training
-from tests.bad_days.gang_training import EVERY, N_STEPS, PAUSE_SECONDS
-from tests.processes import marked
+from tests.bad_days.gang_training import EVERY, N_STEPS, OVER, PAUSE_SECONDS
+from tests.processes import in_use, marked
 
-TRIES, SEED = 30, 0
 MARK = "SAE_PIPELINE_TEST_GANG"
 GANG = GangConfig(
     mesh=MeshConfig(latents=2),
@@ -49,7 +49,9 @@ LEFT_SECONDS = 2.0
 MOST_ATTEMPTS = 5
 """A machine that is busy with other things may lose an attempt of its own accord."""
 MOMENTS = ("while it starts", "in a step", "in a save", "at the last step", "in calibration", "in the commit")
+"""Of these, those in the middle last PAUSE_SECONDS."""
 FAULTS = [(what, whom) for what in ("SIGKILL", "SIGSTOP") for whom in ("rank", "agent")]
+CELLS = [(fault, moment) for fault in FAULTS for moment in MOMENTS]
 
 
 class _Try(NamedTuple):
@@ -57,6 +59,7 @@ class _Try(NamedTuple):
 
     Attributes:
         attempts: that it took, with the one that was struck.
+        hit: the moment had not passed when the fault came.
         right: the SAE has the bytes of an undisturbed training.
         ended: seconds from the fault to the end of its attempt.
         recovered: from the fault to the first step of the next attempt; None where none was needed.
@@ -65,6 +68,7 @@ class _Try(NamedTuple):
     """
 
     attempts: int
+    hit: bool
     right: bool
     ended: float
     recovered: float | None
@@ -72,8 +76,12 @@ class _Try(NamedTuple):
     strays: list[str]
 
 
-def gang(folder: Path, tries: int = TRIES, seed: int = SEED) -> Iterator[str]:
+def gang(folder: Path, tries: int = len(CELLS), seed: int = 0, first: int = 0) -> Iterator[str]:
     """A line per try, then one per fault and moment: right ones, seconds until the attempt had ended and work went on.
+
+    Args:
+        seed: of the order of faults and moments, and with the number of a try of what else is random in it.
+        first: the number of the first try.
 
     Raises: AssertionError when an SAE was wrong, an attempt outlived its deadline, or anything was left.
     """
@@ -81,15 +89,15 @@ def gang(folder: Path, tries: int = TRIES, seed: int = SEED) -> Iterator[str]:
     (undisturbed := folder / "undisturbed").mkdir()
     expected = _train(storage, spec, undisturbed)
     shutil.rmtree(storage.full(spec.ref))
-    rng, found = random.Random(seed), dict[tuple[str, str], list[_Try]]()
-    cells = [(fault, moment) for fault in FAULTS for moment in MOMENTS]
-    rng.shuffle(cells)
+    found: dict[tuple[str, str], list[_Try]] = {}
+    cells = random.Random(seed).sample(CELLS, len(CELLS))
     yield (
-        f"{'fault':<19} {'moment':<17} {'tries':>5} {'right':>5}  {'ended (max)':>15} {'went on (max)':>15} "
+        f"{'fault':<19} {'moment':<17} {'tries':>5} {'hit':>5} {'right':>5}  {'ended (max)':>15} {'went on (max)':>15} "
         f"{'orphans':>7} {'strays':>6}"
     )
     wrong: list[str] = []
-    for number in range(tries):
+    for number in range(first, first + tries):
+        rng = random.Random(f"{seed} {number}")
         (what, whom), moment = cells[number % len(cells)]
         made = _disturbed(folder / str(number), storage, spec, (what, whom, moment), rng, expected)
         name = f"{what} to {'a rank' if whom == 'rank' else 'an agent'}"
@@ -107,7 +115,8 @@ def gang(folder: Path, tries: int = TRIES, seed: int = SEED) -> Iterator[str]:
 def _line(fault: str, moment: str, tries: Sequence[_Try]) -> str:
     ended, went_on = [each.ended for each in tries], [each.recovered for each in tries if each.recovered is not None]
     return (
-        f"{fault:<19} {moment:<17} {len(tries):>5} {sum(each.right for each in tries):>5}  {_seconds(ended):>15} "
+        f"{fault:<19} {moment:<17} {len(tries):>5} {sum(each.hit for each in tries):>5} "
+        f"{sum(each.right for each in tries):>5}  {_seconds(ended):>15} "
         f"{_seconds(went_on):>15} {sum(each.orphans for each in tries):>7} "
         f"{sum(len(each.strays) for each in tries):>6}"
     )
@@ -125,12 +134,13 @@ def _disturbed(
     ended: list[float] = []
     attempts = orphans = 0
     with mock.patch.dict(os.environ, {MARK: mark, "TMPDIR": str(temporary)}):
-        strike = _Strike(what, whom, _sign(moment, signs, rng), mark, rng)
+        place = _place(moment, rng)
+        strike = _Strike(what, whom, signs / place if place else None, mark, rng)
         strike.start()
         while True:
             attempts, error = attempts + 1, None
             try:
-                content = _train(storage, spec, signs)
+                content = _train(storage, spec, signs, place)
             except TransientError as err:
                 error = err
             assert error is None or attempts < MOST_ATTEMPTS, f"{fault}: no attempt came to its end: {error}"
@@ -147,21 +157,22 @@ def _disturbed(
     strays = [
         *sorted(_files(storage) - _files(origin) - _named(storage, spec)),
         *sorted(path.name for path in temporary.iterdir() if not path.name.startswith("torchinductor")),  # its cache
-        *sorted(_shared_memory() - before),
+        *sorted(path for path in _shared_memory() - before if not in_use(path)),  # other programs may be at work
     ]
-    return _Try(attempts, right, ended[0], recovered[0] if recovered else None, orphans, strays)
+    return _Try(attempts, strike.hit, right, ended[0], recovered[0] if recovered else None, orphans, strays)
 
 
-def _sign(moment: str, signs: Path, rng: random.Random) -> Path | None:
-    """The file that says that the moment has come; None: when there is somebody to strike."""
-    names = {
-        "in a step": f"step-{rng.randrange(1, N_STEPS - 1)}",
-        "in a save": f"save-{EVERY * rng.randrange(1, (N_STEPS - 1) // EVERY + 1)}",
-        "at the last step": "last-step",
+def _place(moment: str, rng: random.Random) -> str:
+    """Where `gang_training.train` is to wait for the fault; nowhere: it comes when there is somebody to strike."""
+    step, save = rng.randrange(2, N_STEPS), EVERY * rng.randrange(1, (N_STEPS - 1) // EVERY + 1)
+    return {
+        "while it starts": "",
+        "in a step": f"step-{step}",
+        "in a save": rng.choice([f"save-{save}", f"pointer-{save}"]),
+        "at the last step": f"step-{N_STEPS}",
         "in calibration": "calibration",
         "in the commit": "commit",
-    }
-    return signs / names[moment] if moment in names else None
+    }[moment]
 
 
 class _Strike(threading.Thread):
@@ -169,13 +180,14 @@ class _Strike(threading.Thread):
 
     Attributes:
         at: when, by `time.monotonic()`.
+        hit: what the sign is of had not passed.
     """
 
     def __init__(self, what: str, whom: str, sign: Path | None, mark: str, rng: random.Random) -> None:
         super().__init__(daemon=True)
         self._signal, self._whom, self._sign, self._mark = getattr(signal, what), f"tasks.{whom}", sign, mark
-        self._wait, self._choice = rng.uniform(0, PAUSE_SECONDS if sign else 1.5), rng.random()
-        self.at = 0.0
+        self._wait, self._choice = rng.uniform(0, 0.75 * PAUSE_SECONDS if sign else 1.5), rng.random()
+        self.at, self.hit = 0.0, False
 
     def run(self) -> None:
         while not (self._sign.exists() if self._sign else marked(MARK, self._mark, self._whom)):
@@ -183,13 +195,14 @@ class _Strike(threading.Thread):
         time.sleep(self._wait)
         if victims := sorted(marked(MARK, self._mark, self._whom)):
             self.at = time.monotonic()
+            self.hit = not (self._sign and self._sign.with_name(f"{self._sign.name}{OVER}").exists())
             with contextlib.suppress(ProcessLookupError):
                 os.kill(victims[int(self._choice * len(victims))], self._signal)
 
 
-def _train(storage: Storage, spec: SAESpec, signs: Path) -> str:
+def _train(storage: Storage, spec: SAESpec, signs: Path, pause_at: str = "") -> str:
     """As the train task does, and the flow after it. Returns: the digest of the SAE's files."""
-    arguments = {"specs": [spec], "signs": str(signs)}
+    arguments = {"specs": [spec], "signs": str(signs), "pause_at": pause_at}
     produce(Job(root=storage.root), [spec], gang_training.train, arguments, gang=GANG)
     remove_checkpoints(storage, spec.ref)
     return require_record(storage, spec.ref).content

@@ -138,7 +138,7 @@ def test_a_killed_process_costs_a_retry_and_no_byte(
         killed.append(ranks()[-1])
         os.kill(killed[0], signal.SIGKILL)
 
-    killer = threading.Thread(target=kill)
+    killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     with caplog.at_level(logging.WARNING, "tasks.retries"):
         _, disturbed = train(config)
