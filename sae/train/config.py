@@ -66,7 +66,8 @@ class TrainConfig(FrozenConfig):
     keeps rare latents as well as waking dead ones. Gao et al. 2024 wait for 10 M tokens, which never pass in a run of a
     million; docs/recipes.md has what a longer wait costs."""
     dead_after_tokens: int = Field(20_000, gt=0)
-    """What figures and warnings call dead: a latent that has not fired for this many tokens."""
+    """What figures and warnings call dead, and what is woken (`wake_rate`): a latent that has not fired for this many
+    tokens."""
 
     @model_validator(mode="after")
     def _something_is_selected(self) -> "TrainConfig":

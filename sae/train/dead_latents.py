@@ -1,4 +1,4 @@
-"""Which latents are dead: a clock per latent that counts tokens since it last fired."""
+"""Which latents are dead: a clock per latent that counts tokens since it last fired. And how they are woken."""
 
 import torch
 from torch import Tensor
@@ -46,3 +46,18 @@ class DeadLatentClock:
     def update(self, fired: Tensor, n_rows: int) -> None:
         """Count a batch of `n_rows` rows. fired: bool [d_sae]"""
         self.tokens_since_fired.add_(n_rows).masked_fill_(fired, 0)
+
+
+@torch.no_grad()
+def wake(b_enc: Tensor, clock: DeadLatentClock, n_tokens: int, rise: float) -> None:
+    """Raise the encoder bias of every latent that has not fired for `n_tokens` tokens, in place.
+
+    No gradient reaches such a latent but AuxK's, which teaches it to explain what the others leave: little, and so ever
+    more weakly. A bias that rises makes it fire again, in rows where little else does, and from there on the
+    reconstruction teaches it. Wang et al. 2024 (arXiv:2408.15664) keep every expert of a mixture in use in this way.
+
+    Args:
+        b_enc: of the clock's latents. [d_sae]
+        rise: in units of pre-activations.
+    """
+    b_enc.add_(clock.silent_for(n_tokens).to(b_enc.dtype), alpha=rise)

@@ -16,7 +16,7 @@ from sae.train.averaging import WeightAverage
 from sae.train.collectives import ALONE, Collectives
 from sae.train.config import Pretrained, TrainConfig
 from sae.train.curve import WHAT_TO_TRY, TrainingCurve
-from sae.train.dead_latents import DeadLatentClock
+from sae.train.dead_latents import DeadLatentClock, wake
 from sae.train.init import initialise, needs_sample
 from sae.train.pretrained import start_from
 from sae.train.products import probe_library
@@ -191,6 +191,8 @@ class TrainingRun:
             )
         x = x.to(self.device) * self.scale
         losses = train_step(state, x, lr, self.variance, self._gradients, config.max_grad_norm, self.shared, n_rows)
+        if config.sae.architecture != "standard" and config.sae.wake_rate > 0:
+            wake(state.sae.b_enc, state.clock, config.dead_after_tokens, config.sae.wake_rate * lr)
         if self.average is not None:
             self.average.update(state.sae, state.step)
         n_points = len(self.curve.rows)

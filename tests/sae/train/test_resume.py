@@ -14,6 +14,7 @@ from sae.store.artefacts.records import read_record
 from sae.store.snapshots.snapshot import Snapshot
 from sae.store.storage.filesystem import Storage
 from sae.train import threshold
+from sae.train.checkpoint import save_checkpoint
 from sae.train.loop import train_saes
 from tests.sae.train.sweeps import (
     ROWS,
@@ -189,8 +190,13 @@ def test_a_stop_after_the_last_step_stops_nothing(storage: Storage, snapshot: Sn
 
 
 def test_runs_of_the_same_sae_at_the_same_time_do_not_disturb_each_other(
-    storage: Storage, snapshot: Snapshot, tmp_path: Path, make_snapshot: MakeSnapshot
+    storage: Storage,
+    snapshot: Snapshot,
+    tmp_path: Path,
+    make_snapshot: MakeSnapshot,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("sae.train.loop.begin_checkpoint", save_checkpoint)  # each is there before the next step
     spec = spec_of(snapshot)
     (expected,) = train_saes(storage, [spec], checkpoint_every_steps=0)
     shared, _ = fresh_root(tmp_path, "shared", make_snapshot)

@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from sae.architectures import SAE, StandardConfig, TopKConfig
+from sae.architectures import SAE, BatchTopKConfig, StandardConfig, TopKConfig
 from sae.architectures.config import Resampling
 from sae.errors import TrainingError
 from sae.train.averaging import WeightAverage
@@ -54,6 +54,22 @@ def test_the_average_is_the_weighted_mean_of_the_weights_after_each_step(sae: To
         assert float((run.average.tensors["W_dec"].norm(dim=1) - 1).abs().max()) > 1e-4
         norms = run.result().W_dec.norm(dim=1) * run.scale
         torch.testing.assert_close(norms, torch.ones_like(norms))
+
+
+@pytest.mark.parametrize("wake_rate", [0, 0.25])
+@pytest.mark.parametrize("sae", [TopKConfig, BatchTopKConfig])
+def test_a_dead_latent_wakes_by_its_rate_in_every_step(
+    sae: type[TopKConfig | BatchTopKConfig], wake_rate: float
+) -> None:
+    config = _config(sae=sae(d_sae=12, k=2, k_aux=0, wake_rate=wake_rate), dead_after_tokens=100)
+    run = _run(config)
+    bias = run.state.sae.b_enc
+    bias.data[3] = before = -64.0  # nothing makes it fire, and no gradient reaches it
+    for step in range(6):
+        run.advance(_x(32))
+        if 32 * (step + 1) >= config.dead_after_tokens:
+            before += wake_rate * run.learning_rate(step)
+        assert float(bias[3].detach()) == pytest.approx(before, abs=1e-5)
 
 
 def test_the_initialisation_has_no_part_in_the_average() -> None:
