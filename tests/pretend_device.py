@@ -54,9 +54,15 @@ class _AbsentHook(backend_registration._DummyPrivateUse1Hook):
 
 
 class PretendTensor(Tensor):
-    """A tensor of the device. held: what it is on the CPU."""
+    """A tensor of the device.
+
+    Attributes:
+        held: what it is on the CPU.
+        n_computed: operations on the device so far.
+    """
 
     held: Tensor
+    n_computed = 0
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
@@ -99,6 +105,7 @@ def _compute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if name == "aten::copy_":  # stays where it is, wherever that is
         _held(args[0]).copy_(_held(args[1]))
         return args[0]
+    PretendTensor.n_computed += 1
     own = {id(each.held): each for each in tensors if isinstance(each, PretendTensor)}
     inner = {key: _mapped(_held, value) for key, value in kwargs.items()}
     if "device" in kwargs:

@@ -1,6 +1,6 @@
 """A small store made of random rows: tokens, parts, snapshots and an SAE, committed as the stages commit them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from sae.store.storage.filesystem import Storage
 from sae.store.text.contexts import PADDING, Contexts, write_contexts, write_documents
 from sae.train.config import SAESpec, TrainConfig
 from sae.weights import save_sae
-from tests.pretend_device import pretend_device
+from tests.pretend_device import PretendTensor, pretend_device
 
 pretend_device()  # before tests differentiate: automatic differentiation counts devices once
 
@@ -55,13 +55,18 @@ class World:
         ),
     ]
 )
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
-    """A device that is not the CPU: what is done there equals what the CPU does, up to rounding."""
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
+    """A device that is not the CPU: what is done there, and is seen to be, equals what the CPU does up to rounding."""
     if request.param == "cuda":
-        return torch.device("cuda", 0)
+        torch.cuda.reset_peak_memory_stats()
+        yield torch.device("cuda", 0)
+        assert torch.cuda.max_memory_allocated() > 0
+        return
     # A module that is moved keeps its parameters, as on a GPU: what is tied stays so.
     monkeypatch.setattr(torch.__future__, "_swap_module_params_on_conversion", True)
-    return pretend_device()
+    n_computed = PretendTensor.n_computed
+    yield pretend_device()
+    assert PretendTensor.n_computed > n_computed + 50, "the work was done elsewhere"
 
 
 @pytest.fixture
