@@ -36,6 +36,8 @@ from tasks.rank import AGENT, REQUEST
 from tasks.tied import tied_command
 from tasks.worker import answer
 
+REACH_SECONDS = 45.0
+"""Until an agent reaches the first one's store, which listens before it is told of: else the network is at fault."""
 SIOCGIFADDR, SIOCGIFNETMASK = 0x8915, 0x891B
 
 
@@ -63,10 +65,11 @@ class _Meeting(RendezvousHandler):
             orders["meet_at"],
             self._port,
             is_master=self._listener is not None,
-            timeout=timedelta(seconds=JOIN_SECONDS),
+            timeout=timedelta(seconds=REACH_SECONDS),
             wait_for_workers=False,
             master_listen_fd=self._listener.detach() if self._listener is not None else None,
         )
+        self._store.set_timeout(timedelta(seconds=JOIN_SECONDS))
         where = RendezvousStoreInfo(orders["meet_at"], self._port)
         store = PrefixStore(orders["run_id"], self._store)
         return RendezvousInfo(store, orders["node"], orders["n_nodes"], where)

@@ -116,6 +116,15 @@ def test_a_node_may_come_later_than_a_collective_may_take(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+def test_a_node_that_does_not_reach_the_first_is_named(tmp_path: Path) -> None:
+    if subprocess.run(["sh", "-c", "unshare --net true"], stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("no network namespaces")
+    apart = TWO_NODES[1].model_copy(update={"command": ("unshare", "--net")})
+    with pytest.raises(TransientError, match=r"^rank 1 \(node 127.0.0.2\) .* ended with its agent: Dist"):
+        add_up(tmp_path, (TWO_NODES[0], apart))
+
+
+@pytest.mark.slow
 def test_an_error_of_one_rank_is_the_error_of_the_call(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^k > d_sae$"):
         add_up(tmp_path, fault="config")
