@@ -151,7 +151,7 @@ def _run(options: argparse.Namespace) -> None:
     from flows.server import call_flow
     from flows.settings import load_config
     from sae.plan import make_plan
-    from sae.preflight import check_plan
+    from sae.preflight import check_devices, check_plan
     from sae.store.storage.filesystem import Storage
     from tasks.progress import show_progress
     from tasks.ray_cluster import check_runner
@@ -163,6 +163,7 @@ def _run(options: argparse.Namespace) -> None:
     config = load_config(options.config, options.settings, options.root)
     started = time.perf_counter()
     # Everything that can be wrong with the input is found here, before a server starts.
+    check_devices(config.execution)
     Storage(config.execution.root).check_writable()
     with show_progress("corpus") as progress:
         plan = make_plan(config, progress)

@@ -170,7 +170,8 @@ def _probe(
     probes: dict[str, Any] = {}
     seconds: dict[str, float] = {}
     model_bytes = 0
-    device = choose_device(plan.config.execution.device)
+    execution = plan.config.execution
+    device = choose_device(execution.device if execution.runner == "thread" else "auto")
     with show_progress("probes") as progress:
         speed = probe.probe_storage(storage, progress=progress)
         probes["storage"] = speed._asdict()

@@ -19,9 +19,9 @@ from prefect.logging import get_run_logger
 from flows.repair import Outcomes, address
 from flows.stages import FOLLOWS, STAGES, Stage
 from sae.config import DeviceChoice, FrozenConfig, Spec
-from sae.device import check_gpus
 from sae.errors import ConfigError, StoreError
 from sae.pipeline_config import ExecutionConfig, NodeConfig
+from sae.preflight import check_devices
 from sae.store.artefacts.checkpoints import remove_checkpoints
 from sae.store.storage.filesystem import Storage
 from sae.train.config import MeshConfig
@@ -69,7 +69,7 @@ class Run:
         repair: addresses of artefacts to compute again whatever the store says.
         outcomes: where what became of each task is added.
 
-    Raises: ConfigError for a root in memory; as a context manager as `check_gpus` and `ray_cluster`.
+    Raises: ConfigError for a root in memory; as a context manager as `check_devices` and `ray_cluster`.
     """
 
     def __init__(
@@ -96,8 +96,7 @@ class Run:
 
     def __enter__(self) -> "Run":
         accept_work()
-        if self.execution.runner == "thread":  # a cluster's machines have others
-            check_gpus(self.execution.device, self._ranks_here())
+        check_devices(self.execution)
         self._cluster = self._entered.enter_context(
             ray_cluster(self.execution, STAGES if self._only is None else [self._only])
         )
@@ -314,12 +313,6 @@ class Run:
         # Whatever such a task may see there is another task's.
         has_none = self._cluster is not None and not self._cluster.request(stage).num_gpus
         return "cpu" if has_none and wanted == "auto" else wanted
-
-    def _ranks_here(self) -> int:
-        """Processes of the mesh on this machine, at most."""
-        mesh, nodes = self.execution.mesh, self.execution.nodes
-        elsewhere = bool(nodes) and all(node.command for node in nodes)
-        return 0 if mesh.world == 1 or elsewhere else mesh.world // max(1, len(nodes))
 
     def _threads(self, stage: Stage, single: bool) -> int:
         if self.execution.threads is not None:

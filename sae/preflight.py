@@ -8,6 +8,7 @@ import contextlib
 import logging
 from typing import NamedTuple
 
+from sae.device import check_gpus
 from sae.errors import ConfigError, DamagedError, InputError
 from sae.explain.config import ChatEndpoint
 from sae.explain.endpoint import read_key
@@ -15,6 +16,7 @@ from sae.extract.config import ActivationsConfig, GivenActivations, GivenPartsSp
 from sae.extract.corpus import Tally
 from sae.extract.given import measure_given
 from sae.memory import check_fits, readable
+from sae.pipeline_config import ExecutionConfig
 from sae.plan import Place, Plan
 from sae.store import layout
 from sae.store.artefacts.records import read_record, require_record
@@ -95,6 +97,15 @@ def check_batches(plan: Plan, sizes: dict[Place, Size]) -> None:
             if plan.subject is not None:
                 what = f"the corpus has at most {most} training tokens"
             raise ConfigError(f"saes.{index}.batch_rows: {train.batch_rows}, but {what}. Lower it, or give more data.")
+
+
+def check_devices(execution: ExecutionConfig) -> None:
+    """Raises: ConfigError, as `check_gpus`, of this machine. The machines of a cluster have other GPUs."""
+    if execution.runner == "ray":
+        return
+    mesh, nodes = execution.mesh, execution.nodes
+    elsewhere = bool(nodes) and all(node.command for node in nodes)
+    check_gpus(execution.device, 0 if mesh.world == 1 or elsewhere else mesh.world // max(1, len(nodes)))
 
 
 def check_explainer(plan: Plan) -> None:

@@ -44,8 +44,9 @@ def test_a_gpu_that_is_not_there_ends_every_flow_before_it_begins(
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")  # nobody listens there, and nobody has to
     file, root = tmp_path / "config.json", tmp_path / "root"
     file.write_text(tiny_config(root, corpus).model_dump_json())
-    assert main(["plan", str(file), "--set", "execution.device=cuda"]) == 2
-    assert "execution.device: cuda is wanted, and no GPU can be used on" in capsys.readouterr().err
+    for command in ("run", "plan"):
+        assert main([command, str(file), "--set", "execution.device=cuda"]) == 2
+        assert "execution.device: cuda is wanted, and no GPU can be used on" in capsys.readouterr().err
     execution = ExecutionConfig(root=str(root), device="cuda")
     with pytest.raises(Exception, match=r"execution\.device: cuda is wanted"), Run(execution, None, None, (), []):
         pass

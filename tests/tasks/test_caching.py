@@ -19,6 +19,7 @@ def test_cache_keys_follow_identity_and_ignore_how_work_runs() -> None:
     base = key("make", spec=a)
     assert base == key("make", spec=a, job=Job(root=str(Path("runs").absolute())))
     assert base == key("make", spec=ThingSpec(size=1), job=Job(root="runs", recompute=True, threads=7, limit_seconds=1))
+    assert base == key("make", spec=a, job=Job(root="runs", device="cuda"))
     others = [
         key("other", spec=a),
         key("make", spec=b),
