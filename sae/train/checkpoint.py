@@ -93,7 +93,8 @@ def load_checkpoint(checkpoints: Checkpoints[RunPosition], run: TrainingRun) -> 
             tensor.copy_(averaged[name])
         state.clock.tokens_since_fired.copy_(clock)
         state.step, state.n_tokens = position.step, position.n_tokens
-        state.products = _products_of(position, state.products)
+        if run.device.type == "cpu":  # a GPU asks neither
+            state.products = _products_of(position, state.products)
         curve.rows = [tuple(row) for row in rows.tolist()]
         curve.pending = list(pending.to(run.device).unbind())
 

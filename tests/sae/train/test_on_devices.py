@@ -19,15 +19,15 @@ N_TOKENS = 320
 
 
 def trained(storage: Storage, snapshot: Snapshot, device: torch.device | str, *, stopped: bool = False) -> list[dict]:
-    """The weights of a sweep; on the way it may be stopped, and gone on with from its checkpoints."""
+    """The weights of a sweep; on the way it may be stopped, and gone on with on the CPU, and there again."""
     specs = [*sweep_of(snapshot), spec_of(snapshot, seed=2, selection="bfloat16")]
     specs = [
         spec.model_validate(spec.model_dump() | {"config": spec.config.model_dump() | {"n_tokens": N_TOKENS}})
         for spec in specs
     ]
-    if stopped:
+    for step, where in ((5, device), (8, "cpu")) if stopped else ():
         with pytest.raises(StopRequested):
-            train_saes(storage, specs, checkpoint_every_steps=3, device=device, progress=stop_at(5))
+            train_saes(storage, specs, checkpoint_every_steps=3, device=where, progress=stop_at(step))
     found = train_saes(storage, specs, checkpoint_every_steps=3, device=device)
     weights = []
     for record in found:
