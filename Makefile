@@ -36,7 +36,7 @@ test-all: install
 # Ray is large and rarely wanted, so it is installed by whoever asks for its tests.
 test-ray: install
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[ray]'
-	$(BIN)/python -m pytest tests/flows/test_ray.py tests/tasks/test_ray_cluster.py $(ARGS)
+	$(BIN)/python -m pytest tests/tasks/test_ray_cluster.py tests/tasks/test_ray_gang.py tests/flows/test_ray.py $(ARGS)
 
 # Needs a GPU, and skips what needs more than there is. Then the speed of a step, alone and as a mesh of one over NCCL.
 test-gpu: install

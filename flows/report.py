@@ -48,7 +48,7 @@ def _report(run: Run, plan: Plan) -> None:
     for each in (plan, plan.control):
         if each is not None:
             of_each = names if each is plan else [" of the control"]
-            shared: dict[str, Any] = {"gang": run.gang_of_latents()}
+            shared: dict[str, Any] = {"gang": run.gang_of_latents("evaluation")}
             bars = [shared | {"bar": f"evaluation{name}"} for name in of_each]
             jobs = [([spec], bar) for spec, bar in zip(each.evaluations, bars, strict=True)]
             run.do_each("evaluation", tasks.evaluate_sae, jobs)
@@ -72,7 +72,7 @@ def _bar_names(plan: Plan) -> list[str]:
 
 def _statistics(run: Run, spec: StatisticsSpec, bar: str) -> None:
     if run.wants("statistics"):
-        n_parts, gang = count_parts(run.storage, spec), run.gang_of_latents()
+        n_parts, gang = count_parts(run.storage, spec), run.gang_of_latents("statistics")
         if gang is None:
             run.fan_out("statistics", bar, tasks.statistics_of_part, [([spec], part) for part in range(n_parts)])
         else:

@@ -167,7 +167,8 @@ class Run:
             (parameters["spec"],) = specs
         execution = self.execution
         job = Job(
-            root=execution.root,
+            # Elsewhere a relative path would be another folder.
+            root=execution.root if self._cluster is None else self.storage.root,
             recompute=recompute,
             threads=self._threads(stage, single),
             device=self._device(stage),
@@ -181,8 +182,10 @@ class Run:
             refresh_cache=recompute or not all(stored),
         )
         parameters["job"] = job
-        if self._cluster is not None:
+        if self._cluster is not None and parameters.get("gang") is None:
             return self._cluster.submit(task, parameters, stage)
+        if self._cluster is not None:  # the task waits here, for processes that Ray has
+            self._cluster.make_room()
         return task.submit(**parameters)
 
     def do(self, stage: Stage, task: Task[..., list[str]], specs: Sequence[Spec], **parameters: Any) -> None:
@@ -192,7 +195,8 @@ class Run:
     def do_each(
         self, stage: Stage, task: Task[..., list[str]], jobs: Sequence[tuple[Sequence[Spec], dict[str, Any]]]
     ) -> None:
-        """Run tasks that get all cores: one after the other here, `max_workers` at a time on a cluster.
+        """Run tasks that get all cores: one after the other here; on a cluster `max_workers` at a time, and not more
+        gangs than there is room for.
 
         Args:
             jobs: specs, and what the task takes besides.
@@ -201,7 +205,7 @@ class Run:
         """
         in_flight: deque[Future] = deque()
         for specs, parameters in jobs:
-            if len(in_flight) >= (self.execution.max_workers if self.on_cluster else 1):
+            if len(in_flight) >= self._at_once(stage, parameters.get("gang")):
                 in_flight.popleft().result()
             if (future := self.submit(stage, task, specs, **parameters)) is not None:
                 in_flight.append(future)
@@ -224,30 +228,39 @@ class Run:
         """Whether tasks have machines of their own, rather than all this one."""
         return self._cluster is not None
 
-    def gang(self) -> GangConfig | None:
+    def gang(self, stage: Stage) -> GangConfig | None:
         """The processes that share an SAE. None: they are one."""
-        return self._gang_of(self.execution.mesh, self.execution.nodes)
+        return self._gang_of(stage, self.execution.mesh, self.execution.nodes)
 
-    def gang_of_latents(self) -> GangConfig | None:
+    def gang_of_latents(self, stage: Stage) -> GangConfig | None:
         """The processes that share an SAE's latents, without those that have other rows. None: there is one."""
         mesh, nodes = self.execution.mesh, self.execution.nodes
         # As few machines as have equally many of them, and no more on one than there are in training.
         n_machines = len(nodes) // math.gcd(len(nodes), mesh.data) if nodes else 0
-        return self._gang_of(MeshConfig(latents=mesh.latents), nodes[:n_machines])
+        return self._gang_of(stage, MeshConfig(latents=mesh.latents), nodes[:n_machines])
 
-    def _gang_of(self, mesh: MeshConfig, nodes: tuple[NodeConfig, ...]) -> GangConfig | None:
+    def _gang_of(self, stage: Stage, mesh: MeshConfig, nodes: tuple[NodeConfig, ...]) -> GangConfig | None:
         if mesh.world == 1:
             return None
         execution = self.execution
         per_machine = mesh.world // max(1, len(nodes))
+        ray = self._cluster.gang(stage) if self._cluster is not None else None
+        threads = ray.request.num_cpus if ray is not None else max(1, (os.cpu_count() or 1) // per_machine)
         return GangConfig(
             mesh=mesh,
             nodes=nodes,
-            threads=execution.threads or max(1, (os.cpu_count() or 1) // per_machine),
-            device=execution.device,
+            ray=ray,
+            threads=execution.threads or threads,
+            device=self._device(stage),
             collective_timeout_seconds=execution.collective_timeout_seconds,
             heartbeat_timeout_seconds=execution.heartbeat_timeout_seconds,
         )
+
+    def _at_once(self, stage: Stage, gang: GangConfig | None) -> int:
+        if self._cluster is None:
+            return 1
+        n_workers = self.execution.max_workers
+        return n_workers if gang is None else min(n_workers, self._cluster.count_gangs(stage, gang.mesh.world))
 
     def fan_out(
         self,

@@ -41,7 +41,7 @@ def train(
 def _train(run: Run, plan: Plan, prefix: str) -> None:
     # Here one read serves all; on a cluster each has a machine, or a share of one, to itself.
     groups = [[spec] for spec in plan.saes] if run.on_cluster else sharing_a_read(plan)
-    run.train("sae", tasks.train_sae, groups, logs=list(run.execution.training_logs), gang=run.gang())
+    run.train("sae", tasks.train_sae, groups, logs=list(run.execution.training_logs), gang=run.gang("sae"))
     run.tell("sae", prefix + _line(run, plan))
 
 

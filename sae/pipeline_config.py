@@ -56,7 +56,8 @@ class RayRequests(FrozenConfig):
     tokens: RayRequest = RayRequest()
     activations: RayRequest = RayRequest()
     sae: RayRequest = RayRequest()
-    """Of every SAE of a sweep."""
+    """Of every SAE of a sweep. Of every process that shares one, where `execution.mesh` has several; so are those of
+    evaluation and statistics, where it has several along the latents."""
     evaluation: RayRequest = RayRequest()
     statistics: RayRequest = RayRequest()
     labels: RayRequest = RayRequest()
@@ -118,17 +119,25 @@ class ExecutionConfig(FrozenConfig):
     heartbeat_timeout_seconds: float = Field(600.0, gt=0)
     """So are they when one shows no progress for longer."""
 
+    @property
+    def n_ranks(self) -> dict[str, int]:
+        """Processes that share a task, by stage, of the stages where there can be several."""
+        return {"sae": self.mesh.world, "evaluation": self.mesh.latents, "statistics": self.mesh.latents}
+
     @model_validator(mode="after")
     def _cluster_is_named(self) -> "ExecutionConfig":
         if self.runner == "ray" and self.ray is None:
             raise ValueError('ray: runner = "ray" needs ray.address: `local`, or HOST:PORT of a cluster\'s head')
         if self.runner == "ray" and self.nodes:
             raise ValueError('nodes: with runner = "ray" the machines are those of the cluster. Leave nodes out')
-        if self.runner == "ray" and self.mesh.world > 1:
-            raise ValueError(
-                'mesh: with runner = "ray" an SAE is trained by one process. Leave mesh out, or use runner = "thread" '
-                "with nodes"
-            )
+        for stage, n_ranks in self.n_ranks.items():
+            if self.runner != "ray" or self.ray is None or n_ranks == 1:
+                continue
+            if (number := getattr(self.ray.requests, stage).num_gpus) not in (0, 1):
+                raise ValueError(
+                    f"ray.requests.{stage}.num_gpus: {number:g}, but {n_ranks} processes share a task of this stage, "
+                    f"and each has one GPU or none"
+                )
         return self
 
     @model_validator(mode="after")

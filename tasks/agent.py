@@ -9,18 +9,15 @@ There are no restarts. The store lives as long as one attempt, so no rank reads 
 """
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
 import select
 import signal
 import socket
-import struct
 import sys
 import threading
 from datetime import timedelta
-from ipaddress import IPv4Address, IPv4Interface
 from typing import Any
 
 from torch.distributed import DistError, PrefixStore, TCPStore
@@ -32,13 +29,13 @@ from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousIn
 from sae.errors import ConfigError, TransientError
 from sae.train.mesh import JOIN_SECONDS
 from tasks.frames import FrameWriter
+from tasks.network import of_interface
 from tasks.rank import AGENT, REQUEST
 from tasks.tied import tied_command
 from tasks.worker import answer
 
 REACH_SECONDS = 45.0
 """Until an agent reaches the first one's store, which listens before it is told of: else the network is at fault."""
-SIOCGIFADDR, SIOCGIFNETMASK = 0x8915, 0x891B
 
 
 class _Meeting(RendezvousHandler):
@@ -127,9 +124,8 @@ def main() -> None:
             listener, port = _listen(orders["meet_at"])
             replies.send(port=port)
         os.environ[AGENT], os.environ[REQUEST] = str(os.getpid()), orders["request"]
-        if interface := _interface(orders["address"]):
-            for library in ("GLOO", "NCCL"):
-                os.environ.setdefault(f"{library}_SOCKET_IFNAME", interface)
+        for name, value in of_interface(orders["address"]).items():
+            os.environ.setdefault(name, value)
         spec = WorkerSpec(
             role="rank",
             local_world_size=orders["n_ranks"],
@@ -205,26 +201,6 @@ def _status(pid: int) -> int | None:
     if ended is None:
         return None
     return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
-
-
-def _interface(address: str) -> str | None:
-    """The network interface with an address, or else one on whose network it lies. None: not found."""
-    if sys.platform != "linux":
-        return None
-    wanted, near = IPv4Address(address), None
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
-            asked = struct.pack("256s", name.encode())
-            try:
-                own, mask = (fcntl.ioctl(probe, code, asked)[20:24] for code in (SIOCGIFADDR, SIOCGIFNETMASK))
-            except OSError:  # it has no IPv4 address
-                continue
-            found = IPv4Interface((own, bin(int.from_bytes(mask)).count("1")))
-            if found.ip == wanted:
-                return name
-            if wanted in found.network:
-                near = name
-    return near
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from sae.pipeline_config import NodeConfig
 from sae.progress import Progress, silent
 from tasks.members import NodeAgent, Rank
 from tasks.process import STOP_SECONDS, WorkerCrash, as_error, how_it_ended
+from tasks.ray_gang import RayGang
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class Attempt:
         progress: rank 0's.
         collective_seconds: how long ranks may wait for each other.
         heartbeat_seconds: how long one may show no progress.
+        ray: the cluster that has the ranks' machines. None: they are `nodes`.
     """
 
     def __init__(
@@ -46,13 +48,15 @@ class Attempt:
         *,
         collective_seconds: float,
         heartbeat_seconds: float,
+        ray: RayGang | None = None,
     ) -> None:
-        self._name, self._nodes, self._progress = name, nodes, progress
+        self._name, self._nodes, self._progress, self._ray = name, nodes, progress, ray
         self._collective_seconds, self._heartbeat_seconds = collective_seconds, heartbeat_seconds
         self._patience = float("inf")
         """Until when ranks are waited for, once one has ended."""
         per_node, now = n_ranks // len(nodes), time.monotonic()
-        self._ranks = [Rank(number, nodes[number // per_node], now) for number in range(n_ranks)]
+        where = [f"node {node.address}" if ray is None else f"Ray at {ray.address}" for node in nodes]
+        self._ranks = [Rank(number, where[number // per_node], now) for number in range(n_ranks)]
         self._in_order: list[Rank] = []
         """Ranks as they ended: what goes wrong in one goes wrong in others later."""
         self._agents: list[NodeAgent] = []
@@ -70,8 +74,12 @@ class Attempt:
             "run_id": uuid.uuid4().hex,
             "request": request,
         }
+        program = "tasks.agent"
+        if self._ray is not None:
+            program, self._orders["ray"] = "tasks.ray_agent", self._ray.model_dump()
         for number, node in enumerate(self._nodes):
-            self._agents.append(NodeAgent(node, self._ranks[number * per_node : (number + 1) * per_node]))
+            ranks = self._ranks[number * per_node : (number + 1) * per_node]
+            self._agents.append(NodeAgent(node, ranks, program))
         self._order(0, port=0)
 
     def ask_to_stop(self) -> None:
@@ -202,7 +210,7 @@ class Attempt:
             source, level, text = message["log"]
             logging.getLogger(source).log(level, "%s%s", f"rank {rank.number}: " if rank.number else "", text)
         elif "doing" in message:
-            rank.doing = message["doing"]
+            rank.doing, rank.where = message["doing"], message.get("where", rank.where)
         elif not rank.ended:
             rank.reply = message
             self._note_end(rank)
@@ -215,6 +223,9 @@ class Attempt:
         elif "ended" in message:
             number, status = message["ended"]
             self._lose(self._ranks[number], how_it_ended(status) if status is not None else "ended without a word")
+        elif "lost" in message:
+            number, how = message["lost"]
+            self._lose(self._ranks[number], how)
         elif "done" in message:
             agent.done = True
         elif "crash" in message:
@@ -223,7 +234,7 @@ class Attempt:
             )
         elif "error" in message:
             error: PipelineError = as_error(message["error"])
-            if not error.retryable:
+            if not error.retryable or self._ray is not None:
                 self._error = error
             for rank in agent.ranks:
                 self._lose(rank, f"ended with its agent: {error}")

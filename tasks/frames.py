@@ -8,6 +8,7 @@ import json
 import os
 import select
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 MARK = "\x1e"
@@ -28,15 +29,25 @@ class FrameWriter:
 
     def send(self, **message: Any) -> None:
         """Write one message, JSON values. The process ends when nobody is there to read it."""
-        text = json.dumps(message)  # ASCII: a byte a character
+        self.pass_on(frames(self._sender, **message))
+
+    def pass_on(self, lines: Sequence[bytes]) -> None:
+        """Write frames, or lines that are none, each of at most PIPE_BUF bytes."""
         with self._lock:
-            for start in range(0, len(text), ROOM):
-                more = "+" if start + ROOM < len(text) else "."
-                frame = f"{MARK}{self._sender}{more}{text[start : start + ROOM]}\n".encode()
+            for line in lines:
                 try:
-                    os.write(self._descriptor, frame)
+                    os.write(self._descriptor, line)
                 except BrokenPipeError:
                     os._exit(1)
+
+
+def frames(sender: str, **message: Any) -> list[bytes]:
+    """One message, JSON values, as lines."""
+    text = json.dumps(message)  # ASCII: a byte a character
+    return [
+        f"{MARK}{sender}{'+' if start + ROOM < len(text) else '.'}{text[start : start + ROOM]}\n".encode()
+        for start in range(0, len(text), ROOM)
+    ]
 
 
 class FrameReader:

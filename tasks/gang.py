@@ -5,6 +5,9 @@ comes through one pipe per node, which the caller's thread reads (`tasks.attempt
 the ranks said, never by exit statuses. A rank that is lost, or says nothing for too long, costs all of them: the rest
 is killed, and the error is one that is worth a retry, which starts another gang at another meeting place.
 
+On a Ray cluster Ray Train has the part of the agents: `tasks.ray_agent` is its only one here, and `tasks.ray_gang` what
+it runs on the cluster's machines.
+
 Nobody is left behind. Agents die with this process and when their stdin ends, ranks die with their agent, and a call
 returns when no process holds a node's pipe any more.
 """
@@ -22,6 +25,7 @@ from sae.train.config import MeshConfig
 from tasks.attempt import Attempt
 from tasks.process import while_busy
 from tasks.rank import pack
+from tasks.ray_gang import RayGang
 
 THIS_MACHINE = NodeConfig(address=IPv4Address("127.0.0.1"))
 
@@ -32,6 +36,8 @@ class GangConfig(FrozenConfig):
     mesh: MeshConfig
     nodes: tuple[NodeConfig, ...] = ()
     """Machines, with equally many ranks each. Empty: this one."""
+    ray: RayGang | None = None
+    """The cluster whose machines have the ranks, by Ray Train. None: the nodes have."""
     threads: int | None = None
     """Of every rank. None: torch's default."""
     device: DeviceChoice = "cpu"
@@ -82,6 +88,7 @@ def run_gang(
         progress,
         collective_seconds=gang.collective_timeout_seconds,
         heartbeat_seconds=gang.heartbeat_timeout_seconds,
+        ray=gang.ray,
     )
     with while_busy(attempt):
         try:

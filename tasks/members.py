@@ -20,6 +20,7 @@ class Rank:
     """What is known of a rank.
 
     Attributes:
+        where: its machine, for messages.
         heard: when it was last heard of, by `time.monotonic()`.
         doing: what, then.
         reply: how it says that it ended.
@@ -28,7 +29,7 @@ class Rank:
     """
 
     number: int
-    node: NodeConfig
+    where: str
     heard: float
     doing: str = "before it was started"
     reply: dict[str, Any] | None = None
@@ -43,16 +44,20 @@ class Rank:
     @property
     def name(self) -> str:
         """For messages."""
-        return f"rank {self.number} (node {self.node.address})"
+        return f"rank {self.number} ({self.where})"
 
 
 class NodeAgent:
-    """The process that looks after a node: a process group of its own here, whatever it starts elsewhere."""
+    """The process that looks after a node: a process group of its own here, whatever it starts elsewhere.
 
-    def __init__(self, node: NodeConfig, ranks: Sequence[Rank]) -> None:
+    Args:
+        program: a module; it understands what `tasks.agent` does.
+    """
+
+    def __init__(self, node: NodeConfig, ranks: Sequence[Rank], program: str = "tasks.agent") -> None:
         self.node, self.ranks = node, ranks
         self.process = subprocess.Popen(
-            tied_command(*node.command, sys.executable, "-P", "-m", "tasks.agent"),
+            tied_command(*node.command, sys.executable, "-P", "-m", program),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr_of_children(),

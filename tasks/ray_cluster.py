@@ -21,17 +21,16 @@ from urllib.parse import urlsplit
 from prefect.settings import get_current_settings
 
 from sae.errors import ConfigError, TransientError
-from sae.pipeline_config import ExecutionConfig, RayConfig, RayRequest
+from sae.pipeline_config import ExecutionConfig, RayConfig
 from sae.store import layout
 from sae.store.storage.filesystem import Storage
 from tasks import ray_worker
 from tasks.ray_door import check_door
-from tasks.ray_tasks import RayTasks, amount, bundle, told
-from tasks.tied import with_import_path
+from tasks.ray_requests import check_requests
+from tasks.ray_tasks import LOCAL, RayTasks, import_path, machines
 
 logger = logging.getLogger(__name__)
 
-LOCAL = "local"
 NAMESPACE = "sae-pipeline"
 OBJECT_STORE_BYTES = 200_000_000
 """Of a cluster on this machine: through Ray travel small records alone."""
@@ -79,7 +78,7 @@ def ray_cluster(execution: ExecutionConfig, stages: Sequence[str]) -> Iterator[R
         _connect(ray, config)
         connection.callback(ray.shutdown)
         _connected = config.address
-        check_requests(config, stages, _machines(ray))
+        check_requests(config, stages, machines(), execution.n_ranks)
         if config.address != LOCAL:
             _check_machines(ray, Storage(execution.root))
         with RayTasks(config, execution.retries) as cluster:
@@ -104,34 +103,12 @@ def check_runner(execution: ExecutionConfig) -> None:
         check_door(execution.ray.address)
 
 
-def check_requests(config: RayConfig, stages: Sequence[str], machines: dict[str, dict[str, float]]) -> None:
-    """Raises: ConfigError when no machine can ever have what a task of a stage asks for.
-
-    Args:
-        machines: by name, what each has in all, idle or not.
-    """
-    for stage in stages:
-        request: RayRequest = getattr(config.requests, stage)
-        if not any(
-            all(has.get(name, 0.0) >= wanted for name, wanted in bundle(request).items()) for has in machines.values()
-        ):
-            there = ", ".join(f"{name} has {amount(has)}" for name, has in list(machines.items())[:8])
-            raise ConfigError(
-                f"execution.ray.requests.{stage}: no machine of the Ray cluster at {config.address} can have "
-                f"{told(request)} for one task ({there}). Ask for less, or add machines first."
-            )
-    n_gpus = sum(has.get("GPU", 0.0) for has in machines.values())
-    if n_gpus and not any(getattr(config.requests, stage).num_gpus for stage in stages):
-        logger.warning(
-            "the Ray cluster has %g GPUs and no task asks for one, so none is used: execution.ray.requests", n_gpus
-        )
-
-
 def _connect(ray: Any, config: RayConfig) -> None:
     variables: dict[str, str] = {"PREFECT_LOGGING_LEVEL": get_current_settings().logging.level}
     local: dict[str, Any] = {}
+    if (path := import_path(config)) is not None:
+        variables["PYTHONPATH"] = path
     if config.address == LOCAL:
-        variables["PYTHONPATH"] = with_import_path(dict(os.environ))["PYTHONPATH"]
         local = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     in_main = threading.current_thread() is threading.main_thread()
@@ -171,10 +148,6 @@ def _is_loopback(host: str) -> bool:
     with contextlib.suppress(ValueError):
         return ip_address(host.strip("[]")).is_loopback
     return False
-
-
-def _machines(ray: Any) -> dict[str, dict[str, float]]:
-    return {node["NodeManagerAddress"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
 
 
 def _check_machines(ray: Any, storage: Storage) -> None:

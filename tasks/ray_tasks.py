@@ -4,6 +4,7 @@ Ray decides where a task runs: in a placement group with what its stage asks for
 Ray has had room for it.
 """
 
+import os
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -14,7 +15,12 @@ from prefect.utilities.callables import get_call_parameters
 from sae.errors import StopRequested, TransientError
 from sae.pipeline_config import RayConfig, RayRequest
 from tasks.process import STOP_SECONDS, WorkerCrash
+from tasks.ray_gang import RayGang
+from tasks.ray_requests import amount, bundle, count_places, told
+from tasks.tied import with_import_path
 
+LOCAL = "local"
+"""The address of a cluster that is this machine, for the time of the run."""
 LOOK_SECONDS = 1.0
 """Between looks at the machines of tasks at work."""
 WAIT_SECONDS = 0.1
@@ -112,6 +118,26 @@ class RayTasks:
         request: RayRequest = getattr(self._config.requests, stage)
         return request
 
+    def make_room(self) -> None:
+        """Give up places that tasks have left: a gang needs others."""
+        self._look(0)
+        self._give_up(self._free)
+
+    def gang(self, stage: str) -> RayGang:
+        """Where the ranks of a gang come from that shares a task of a stage."""
+        import ray
+
+        return RayGang(
+            address=ray.get_runtime_context().gcs_address,
+            request=self.request(stage),
+            resource_timeout_seconds=self._config.resource_timeout_seconds,
+            import_path=import_path(self._config),
+        )
+
+    def count_gangs(self, stage: str, n_ranks: int) -> int:
+        """How many gangs of a stage the cluster has room for at once, one at least."""
+        return max(1, count_places(self.request(stage), machines()) // n_ranks)
+
     def wait_for(self, reference: Any) -> None:
         """Until a task has ended.
 
@@ -206,22 +232,19 @@ class RayTasks:
             )
 
 
+def import_path(config: RayConfig) -> str | None:
+    """PYTHONPATH of what a run starts on a cluster. None: the machines have this package by themselves."""
+    return with_import_path(dict(os.environ))["PYTHONPATH"] if config.address == LOCAL else None
+
+
+def machines() -> dict[str, dict[str, float]]:
+    """Of the cluster, by their addresses: what each has in all, idle or not."""
+    import ray
+
+    return {node["NodeManagerAddress"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+
+
 def _has_machine(place: _Place) -> bool:
     from ray.util import placement_group_table
 
     return bool(placement_group_table(place.group)["state"] == "CREATED")
-
-
-def bundle(request: RayRequest) -> dict[str, float]:
-    """A request in Ray's words."""
-    return {"CPU": float(request.num_cpus)} | ({"GPU": request.num_gpus} if request.num_gpus else {})
-
-
-def told(request: RayRequest) -> str:
-    """A request in a sentence."""
-    return amount(bundle(request))
-
-
-def amount(resources: dict[str, float]) -> str:
-    """What a machine or a cluster has, in a sentence."""
-    return f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"

@@ -6,12 +6,9 @@
 import contextlib
 import importlib.util
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +19,8 @@ import pytest
 from sae.plan import PipelineConfig
 from tests.flows.conftest import tiny_config, with_settings
 from tests.flows.processes import CommandLine, contents, count_records, strays
-from tests.processes import is_alive, marked, wait_for
+from tests.processes import is_alive, wait_for
+from tests.ray_head import HOLD, Head
 
 pytestmark = [
     pytest.mark.slow,
@@ -32,83 +30,8 @@ pytestmark = [
 ]
 
 SAES = [{"sae": {"architecture": "topk", "d_sae": 64, "k": k, "k_aux": 8}, "batch_rows": 128} for k in (4, 6)]
-MARK = "SAE_PIPELINE_TEST_RAY"
 SECONDS = 1200
 """Of a run: Ray's processes take a while to start."""
-HOLD = """
-import sys, time, ray
-ray.init(sys.argv[1], logging_level="ERROR")
-ray.get(ray.util.placement_group([{"CPU": 2}]).ready())
-print("held", flush=True)
-time.sleep(3600)
-"""
-
-
-class Head:
-    """A cluster of two CPUs on this machine, as somebody would start it by hand.
-
-    Args:
-        token: whether it asks for one, which is then in `home`.
-    """
-
-    def __init__(self, folder: Path, *, token: bool = True) -> None:
-        self.home = folder / "home"
-        self.home.mkdir()
-        self._temporary = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # names of sockets are short
-        self.environment = {
-            "HOME": str(self.home),
-            "RAY_AUTH_MODE": "token" if token else "disabled",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(Path(__file__).parents[2]),
-            "RAY_worker_register_timeout_seconds": "600",  # on a loaded machine
-            "RAY_memory_monitor_refresh_ms": "0",  # what else the machine does is no reason to kill tasks
-        }
-        ray = str(Path(sys.executable).with_name("ray"))
-        environment = os.environ | self.environment | {MARK: str(self.home)}
-        if token:
-            subprocess.run([ray, "get-auth-token", "--generate"], env=environment, check=True, capture_output=True)
-        port, *others = free_ports(5)
-        self.address = f"127.0.0.1:{port}"
-        # With ports given Ray does not wait, a few seconds at most, for its agents to have found some.
-        names = ("metrics-export-port", "dashboard-agent-grpc-port", "dashboard-agent-listen-port")
-        agents = zip((*names, "runtime-env-agent-port"), others, strict=True)
-        self._process = subprocess.Popen(
-            [
-                *(ray, "start", "--head", "--block", f"--port={port}", "--num-cpus=2"),
-                *("--object-store-memory=200000000", "--include-dashboard=false", "--disable-usage-stats"),
-                *(f"--temp-dir={self._temporary}", *(f"--{name}={number}" for name, number in agents)),
-            ],
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-
-    def wait_until_up(self) -> None:
-        ray = str(Path(sys.executable).with_name("ray"))
-
-        def answers() -> bool:
-            assert self._process.poll() is None, "Ray did not start"
-            status = [ray, "status", "--address", self.address]
-            return not subprocess.run(status, env=os.environ | self.environment, capture_output=True).returncode
-
-        wait_for(answers, 300)
-
-    def stop(self) -> None:
-        for pid in marked(MARK, str(self.home)):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self._process.kill()
-        self._process.wait()
-        shutil.rmtree(self._temporary, ignore_errors=True)
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +123,24 @@ def test_a_stopped_run_saves_its_training_and_leaves_nothing(
     assert "Traceback" not in err
     assert list(root.glob("saes/*/checkpoints/*/*.json"))  # not one that was due
     wait_for(lambda: not run.alive() and not titled("ray::train_sae"), 60)
+
+
+def test_an_sae_on_several_processes_has_the_bytes_of_torchruns(
+    head: Head, tmp_path: Path, corpus: Path, shared_server: dict[str, Any]
+) -> None:
+    few = {"saes": SAES[:1], "evaluation": {"n_contexts": 16, "n_bootstrap": 20, "untrained": None}}
+    configs = [
+        with_settings(on_ray(tmp_path / name, corpus, head.address, runner=name, mesh={"latents": 2}), few)
+        for name in ("thread", "ray")
+    ]
+    for config in configs:
+        run = CommandLine(config, tmp_path, **head.environment, **shared_server)
+        code, _, err = run.finish(SECONDS)
+        assert code == 0, err
+        assert strays(config.execution.root) == []
+        wait_for(lambda run=run: not run.alive(), 30)
+    by_torchrun, by_ray = map(contents, configs)
+    assert by_ray == by_torchrun
 
 
 def test_what_no_machine_has_is_refused_at_once(

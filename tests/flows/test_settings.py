@@ -79,12 +79,12 @@ BAD_SETTINGS = {
         ["default", "--set", "execution.ray.address=local", "--set", "execution.ray.requests.saes.num_gpus=1"],
         r"execution\.ray\.requests\.saes: no such setting\. Did you mean 'sae'",
     ),
-    "a mesh on a cluster": (
+    "two GPUs for a process of a mesh": (
         [
             *("default", "--set", "execution.runner=ray", "--set", "execution.ray.address=local"),
-            *("--set", "execution.mesh.latents=2"),
+            *("--set", "execution.mesh.latents=2", "--set", "execution.ray.requests.evaluation.num_gpus=2"),
         ],
-        r'execution: mesh: with runner = "ray" an SAE is trained by one process',
+        r"execution: ray\.requests\.evaluation\.num_gpus: 2, but 2 processes share a task of this stage",
     ),
     "machines beside the cluster's": (
         [

@@ -12,7 +12,8 @@ from flows.stages import STAGES
 from sae.errors import ConfigError, DamagedError
 from sae.pipeline_config import ExecutionConfig, RayConfig, RayRequests
 from tasks import ray_worker
-from tasks.ray_cluster import check_prefect_server, check_requests, check_runner
+from tasks.ray_cluster import check_prefect_server, check_runner
+from tasks.ray_requests import check_requests, count_places
 
 MACHINES = {"10.0.0.1": {"CPU": 16.0, "GPU": 4.0}, "10.0.0.2": {"CPU": 64.0}}
 
@@ -46,8 +47,31 @@ def test_what_no_machine_can_have_is_refused(stage: str, request_: dict[str, flo
     check_requests(config, [other for other in STAGES if other != stage], MACHINES)
 
 
+@pytest.mark.parametrize(
+    ("request_", "n_ranks", "complaint"),
+    [
+        ({"num_cpus": 4, "num_gpus": 1}, 4, None),
+        ({"num_cpus": 4, "num_gpus": 1}, 5, "has places for 4 processes with 4 CPUs and 1 GPUs each, and 5 share"),
+        ({"num_cpus": 10}, 7, None),  # one on the first machine and six on the second
+        ({"num_cpus": 10}, 8, "has places for 7 processes with 10 CPUs and 0 GPUs each, and 8 share"),
+        ({"num_cpus": 80}, 2, "no machine .* can have 80 CPUs and 0 GPUs for one of the 2 processes that share a task"),
+    ],
+)
+def test_a_gang_may_have_several_machines_but_a_rank_has_one(
+    request_: dict[str, float], n_ranks: int, complaint: str | None
+) -> None:
+    config = asking(sae=request_)
+    assert (count_places(config.requests.sae, MACHINES) >= n_ranks) == (complaint is None)
+    if complaint is None:
+        check_requests(config, STAGES, MACHINES, {"sae": n_ranks})
+        return
+    with pytest.raises(ConfigError, match=rf"requests\.sae: .*{complaint}"):
+        check_requests(config, STAGES, MACHINES, {"sae": n_ranks})
+    check_requests(config, ["statistics"], MACHINES, {"sae": n_ranks})
+
+
 def test_gpus_that_nobody_asks_for_are_mentioned(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, "tasks.ray_cluster"):
+    with caplog.at_level(logging.WARNING, "tasks.ray_requests"):
         check_requests(asking(sae={"num_gpus": 1}), STAGES, MACHINES)
         assert not caplog.records
         check_requests(asking(), STAGES, MACHINES)
