@@ -63,7 +63,7 @@ def pids_in(folder: Path) -> list[int]:
 
 
 def gang_on(head: Head, **settings: Any) -> GangConfig:
-    settings = {"collective_timeout_seconds": COLLECTIVE_SECONDS, "heartbeat_timeout_seconds": 60.0} | settings
+    settings = {"collective_timeout_seconds": COLLECTIVE_SECONDS, "heartbeat_timeout_seconds": 240.0} | settings
     where = {"address": head.address, "request": RayRequest(), "resource_timeout_seconds": 120.0}
     ray = RayGang.model_validate(where | settings.pop("ray", {}))
     return GangConfig(mesh=MeshConfig(data=2), ray=ray, threads=1, **settings)
