@@ -98,7 +98,8 @@ class Collectives(Group):
 
     def nth_largest_of_batch(self, values: Tensor, n: int) -> Tensor | None:
         """The n-th largest of all devices' values; None when they have fewer. values: as above."""
-        return values.kthvalue(len(values) - n + 1).values if n <= len(values) else None
+        # Not kthvalue: where values descend, as a threshold's do, it takes the square of their number.
+        return values.topk(n, sorted=False).values.amin() if n <= len(values) else None
 
     def sum_all(self, total: Tensor) -> Tensor:
         """Sum over all devices; may change `total`."""

@@ -12,6 +12,7 @@ from sae.store.artefacts.records import local_files
 from sae.store.reading.blocks import iter_rows
 from sae.store.snapshots.snapshot import Snapshot
 from sae.store.storage.filesystem import Storage
+from sae.train.collectives import ALONE
 from sae.train.config import SAESpec, TrainConfig
 from sae.train.in_memory import train_run_in_memory
 from sae.train.loop import train_saes
@@ -76,6 +77,14 @@ def test_too_few_positive_pre_activations_leave_the_threshold_at_zero_and_are_to
     assert found.threshold == 0
     assert found.l0 == float((sae.encode(x) > 0).sum()) / 50 < D_SAE
     assert "fewer than k = 20" in caplog.text
+
+
+def test_the_last_of_millions_in_descending_order_is_found_without_comparing_all_with_all() -> None:
+    n = 1 << 22  # as many comparisons of each with each take minutes
+    descending = torch.arange(n, 0, -1, dtype=torch.float32)
+    assert ALONE.nth_largest_of_batch(descending, n) == 1
+    assert ALONE.nth_largest_of_batch(descending, n - 1) == 2
+    assert ALONE.nth_largest_of_batch(descending, n + 1) is None
 
 
 def test_equal_pre_activations_at_the_cut_are_left_out_together() -> None:
