@@ -15,7 +15,7 @@ from sae.errors import ConfigError
 from sae.store.part.encoding import stored_dtype
 from sae.store.reading.order import Cursor, Epoch, Lanes, Run
 from sae.store.reading.shuffle import RowGroups, ShuffleConfig
-from sae.store.reading.windows import Drawing, HeldWindow, ReadAhead
+from sae.store.reading.windows import Drawing, HeldWindow, ReadAhead, Share
 from sae.store.snapshots.snapshot import Snapshot
 from sae.store.storage.filesystem import Storage
 
@@ -110,7 +110,7 @@ class Loader:
         """Stop reading ahead, close the files and let go of the memory, but for batches in use."""
         self._batches.close()
         for lane in self._own:
-            lane.held = None
+            lane.held, lane.shares = None, iter(())
         self._memory.clear()
         self._ahead.close()
 
@@ -145,27 +145,27 @@ class Loader:
 
     def _draw(self, batch: int) -> Tensor:
         counts = [self._lanes.rows_in_batch(lane.number, batch) for lane in self._own]
-        x, drawing, done = self._new_batch(sum(counts)), Drawing(), 0
-        for lane, n_rows in zip(self._own, counts, strict=True):
-            self._draw_lane(lane, x[done : done + n_rows], drawing)
-            done += n_rows
+        x, drawing = self._new_batch(sum(counts)), Drawing()
+        for lane, out in zip(self._own, x.split(counts), strict=True):
+            self._draw_lane(lane, out, drawing)
         drawing.finish()
         return x
 
     def _draw_lane(self, lane: "_Lane", out: Tensor, drawing: Drawing) -> None:
         """The next rows of a lane: side by side in one window, or the end of one and the beginning of another."""
-        done = 0
-        while done < len(out):
+        done, n_rows = 0, out.shape[0]
+        while done < n_rows:
             if lane.held is None:
-                lane.held = self._ahead.take()
-                lane.taken = 0
-            run, window = lane.held
-            assert run.lane == lane.number
-            n_rows = min(run.n_rows - lane.taken, len(out) - done)
-            drawing.add(window, run.offset + lane.taken, out[done : done + n_rows])
-            done += n_rows
-            lane.taken += n_rows
-            if lane.taken == run.n_rows:
+                run, window = lane.held = self._ahead.take()
+                assert run.lane == lane.number
+                lane.left, lane.shares = run.n_rows, window.shares(run, self._lanes.batch_share)
+            _, window = lane.held
+            share = next(lane.shares)
+            taken = share.stored.shape[0]
+            drawing.add(window, share, out if taken == n_rows else out[done : done + taken])
+            done += taken
+            lane.left -= taken
+            if lane.left == 0:
                 drawing.finish()
                 self._ahead.give_back(window)
                 lane.held = None
@@ -190,7 +190,10 @@ class _Lane:
     def __init__(self, number: int) -> None:
         self.number = number
         self.held: tuple[Run, HeldWindow] | None = None
-        self.taken = 0
+        self.shares: Iterator[Share] = iter(())
+        """What is left of the run, a batch's rows at a time."""
+        self.left = 0
+        """Rows that is."""
 
 
 class _Batch(NamedTuple):

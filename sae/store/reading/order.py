@@ -100,6 +100,11 @@ class Lanes(NamedTuple):
         """Batches in an epoch; the last may be short."""
         return math.ceil(self.n_rows / self.batch_rows)
 
+    @property
+    def batch_share(self) -> int:
+        """Rows that a whole batch takes of every lane."""
+        return self.batch_rows // self.n_lanes
+
     def batch_size(self, batch: int) -> int:
         """Rows of a batch, of all lanes."""
         return min(self.batch_rows, self.n_rows - batch * self.batch_rows)
@@ -107,12 +112,13 @@ class Lanes(NamedTuple):
     def lane_rows(self, lane: int) -> int:
         """Rows of a lane in an epoch."""
         n_whole, rest = divmod(self.n_rows, self.batch_rows)
-        return n_whole * (self.batch_rows // self.n_lanes) + rest // self.n_lanes + (lane < rest % self.n_lanes)
+        return n_whole * self.batch_share + rest // self.n_lanes + (lane < rest % self.n_lanes)
 
     def rows_in_batch(self, lane: int, batch: int) -> int:
         """How many rows a batch takes of a lane: the next ones."""
-        per_batch = self.batch_rows // self.n_lanes
-        return min(per_batch, self.lane_rows(lane) - batch * per_batch)
+        if (batch + 1) * self.batch_rows <= self.n_rows:
+            return self.batch_share
+        return min(self.batch_share, self.lane_rows(lane) - batch * self.batch_share)
 
 
 def block_starts(n_parts: int, block_parts: int) -> np.ndarray:

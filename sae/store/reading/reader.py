@@ -7,6 +7,7 @@ match.
 
 import contextlib
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -22,7 +23,7 @@ from sae.store.part.writer import IDENTITY
 from sae.store.reading.rewritten import decode_identity, decode_vectors
 from sae.store.snapshots.snapshot import Snapshot, SnapshotPart
 from sae.store.storage.filesystem import Storage
-from sae.store.storage.ranges import AHEAD, Range, open_ranges
+from sae.store.storage.ranges import AHEAD, LocalRanges, Range, open_ranges
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ class RowGroupReader:
     def __init__(self, storage: Storage, snapshot: Snapshot) -> None:
         self._storage, self._snapshot = storage, snapshot
         self._ranges = open_ranges(storage)
+        self._local = self._ranges if isinstance(self._ranges, LocalRanges) else None
         self._row_bytes = snapshot.d_in * stored_dtype(snapshot.dtype).itemsize
         self._rewritten: set[int] = set()
 
@@ -72,13 +74,13 @@ class RowGroupReader:
             column has the recorded hash; TransientError when the file cannot be read just now.
         """
         wanted = self._vectors(part, group, out)
-        if not self._storage.is_local:
+        if self._local is None:
             self._read([wanted])
             return
         step = self.piece_rows()
+        pieces = (out[first : first + step] for first in range(0, len(out), step))
         try:
-            for _ in self._iter_raw(wanted, (out[first : first + step] for first in range(0, len(out), step))):
-                pass
+            deque(self._iter_raw(self._local, wanted, pieces), maxlen=0)
         except _NotAsRecorded:
             self._read([wanted])
 
@@ -98,22 +100,31 @@ class RowGroupReader:
 
         Raises: as read_into.
         """
-        if not self._storage.is_local:
+        if self._local is None:
             yield from self._iter_whole(places, buffer)
             return
+        ahead: deque[tuple[int, _Wanted]] = deque()
         for index, (part, group) in enumerate(places):
-            for later in places[index + AHEAD if index else 0 : index + AHEAD + 1]:
-                self._announce(*later)
-            n_rows, first = int(self._snapshot.group_rows(part)[group]), 0
-            cut = (buffer[: min(len(buffer), n_rows - start)] for start in range(0, n_rows, len(buffer)))
-            try:
-                for rows in self._iter_raw(self._vectors(part, group, buffer[:0]), cut):
-                    yield Piece(index, first, rows)
-                    first += len(rows)
-            except _NotAsRecorded:
-                whole = np.empty((n_rows, *buffer.shape[1:]), buffer.dtype)
-                self._read([self._vectors(part, group, whole)])
-                yield Piece(index, 0, whole)
+            wanted = self._vectors(part, group, buffer[:0])
+            self._announce(self._local, wanted)
+            ahead.append((index, wanted))
+            if len(ahead) > AHEAD:
+                yield from self._iter_one(self._local, *ahead.popleft(), buffer)
+        while ahead:
+            yield from self._iter_one(self._local, *ahead.popleft(), buffer)
+
+    def _iter_one(self, local: LocalRanges, index: int, wanted: "_Wanted", buffer: np.ndarray) -> Iterator[Piece]:
+        """The pieces of one row group, and it as a whole if they were wrong."""
+        first, n_rows = 0, wanted.n_rows
+        cut = (buffer[: n_rows - start] for start in range(0, n_rows, len(buffer)))
+        try:
+            for rows in self._iter_raw(local, wanted, cut):
+                yield Piece(index, first, rows)
+                first += len(rows)
+        except _NotAsRecorded:
+            whole = np.empty((n_rows, *buffer.shape[1:]), buffer.dtype)
+            self._read([self._vectors(wanted.part, wanted.group, whole)])
+            yield Piece(index, 0, whole)
 
     def _iter_whole(self, places: Sequence[tuple[int, int]], buffer: np.ndarray) -> Iterator[Piece]:
         flight: list[tuple[int, np.ndarray]] = []
@@ -173,7 +184,8 @@ class RowGroupReader:
     def _vectors(self, part: int, group: int, out: np.ndarray) -> "_Wanted":
         assert out.flags.c_contiguous, "a copy would be filled"
         place = self._snapshot.parts[part].row_group(group)
-        return _Wanted(part, group, "vectors", place.offset, _bytes(out), None, out, place.xxh3, decode_vectors)
+        rows = (place.n_rows, place.offset)
+        return _Wanted(part, group, "vectors", *rows, _bytes(out), None, out, place.xxh3, decode_vectors)
 
     def _identity(self, part: int, group: int) -> "_Wanted":
         place = self._snapshot.parts[part].row_group(group)
@@ -182,15 +194,17 @@ class RowGroupReader:
         # Pages of one row group lie side by side: one read, with two page headers between the values.
         span = memoryview(bytearray(last + out[0].nbytes - start))
         what = ", ".join(IDENTITY)
-        return _Wanted(part, group, what, start, span, place.identity, out, place.identity_xxh3, decode_identity)
+        rows = (place.n_rows, start)
+        return _Wanted(part, group, what, *rows, span, place.identity, out, place.identity_xxh3, decode_identity)
 
     def _read(self, wanted: Sequence["_Wanted"]) -> None:
         """Raw bytes, again where their hash is wrong (a network may garble what a disk holds), then decoded."""
         raw = [one for one in wanted if one.part not in self._rewritten]
         decoded = [one for one in wanted if one.part in self._rewritten]
         for _ in range(2):
-            ranges = [Range(self._snapshot.parts[one.part].path, one.offset, one.buffer) for one in raw]
-            filled = self._fetch([one.part for one in raw], ranges) if raw else []
+            with self._naming_missing(one.part for one in raw):
+                ranges = [Range(self._path(one.part), one.offset, one.buffer) for one in raw]
+                filled = self._ranges.read(ranges) if raw else []
             raw = [one for one, is_full in zip(raw, filled, strict=True) if not (is_full and one.has_arrived())]
         for one in raw + decoded:
             values = one.decode(self._storage, self._snapshot.parts[one.part], one.group)
@@ -200,14 +214,16 @@ class RowGroupReader:
                 raise self._damaged(one)
             self._note_rewritten(one.part)
 
-    def _iter_raw(self, wanted: "_Wanted", pieces: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    def _iter_raw(self, local: LocalRanges, wanted: "_Wanted", pieces: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Fill pieces, one after the other, with the raw bytes of a row group. Raises: _NotAsRecorded, at the end."""
         if wanted.part in self._rewritten:
             raise _NotAsRecorded
-        path, offset, found = self._snapshot.parts[wanted.part].path, wanted.offset, xxhash.xxh3_64()
+        with self._naming_missing([wanted.part]):
+            file = local.open(self._path(wanted.part))
+        offset, found = wanted.offset, xxhash.xxh3_64()
         for piece in pieces:
             data = _bytes(piece)
-            if not all(self._fetch([wanted.part], [Range(path, offset, data)])):
+            if not file.fill(data, offset):
                 raise _NotAsRecorded
             found.update(data)
             offset += len(data)
@@ -215,19 +231,21 @@ class RowGroupReader:
         if found.hexdigest() != wanted.xxh3:
             raise _NotAsRecorded
 
-    def _announce(self, part: int, group: int) -> None:
-        entry = self._snapshot.parts[part]
-        place = entry.row_group(group)
+    def _announce(self, local: LocalRanges, wanted: "_Wanted") -> None:
         with contextlib.suppress(StoreError):  # it will be raised in its place
-            self._ranges.announce(entry.path, place.offset, place.n_rows * self._row_bytes)
+            local.announce(self._path(wanted.part), wanted.offset, wanted.n_rows * self._row_bytes)
 
-    def _fetch(self, parts: Sequence[int], ranges: Sequence[Range]) -> list[bool]:
-        """Fill the buffers of ranges of these parts. Returns: False where the file ends before."""
+    def _path(self, part: int) -> str:
+        return self._snapshot.parts[part].path
+
+    @contextlib.contextmanager
+    def _naming_missing(self, parts: Iterable[int]) -> Iterator[None]:
+        """A file of these parts that is not there makes the part damaged, not the store."""
         try:
-            return self._ranges.read(ranges)
+            yield
         except StoreError:
-            for part, wanted in zip(parts, ranges, strict=True):
-                if not self._storage.exists(wanted.path):
+            for part in parts:
+                if not self._storage.exists(self._path(part)):
                     raise self._missing(part) from None
             raise
 
@@ -270,6 +288,7 @@ class _Wanted:
     group: int
     what: str
     """The columns, for people."""
+    n_rows: int
     offset: int
     buffer: memoryview
     """For the bytes at `offset`."""

@@ -77,7 +77,7 @@ class LocalRanges:
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
-        self._files: OrderedDict[str, _OpenFile] = OrderedDict()
+        self._files: OrderedDict[str, OpenFile] = OrderedDict()
         self._lock = threading.Lock()
 
     def read(self, ranges: Sequence[Range]) -> list[bool]:
@@ -87,8 +87,19 @@ class LocalRanges:
             first = index + AHEAD if index else 1
             for later in ranges[first : index + AHEAD + 1]:
                 self.announce(later.path, later.offset, len(later.buffer))
-            filled.append(self._fill(wanted))
+            filled.append(self.open(wanted.path).fill(wanted.buffer, wanted.offset))
         return filled
+
+    def open(self, path: str) -> "OpenFile":
+        """A file to read from; it stays open for as long as somebody has it. Raises: as RangeReader.read."""
+        with self._lock:
+            if path in self._files:
+                self._files.move_to_end(path)
+                return self._files[path]
+            file = self._files[path] = OpenFile(self._storage, path)
+            if len(self._files) > MAX_OPEN_FILES:
+                self._files.popitem(last=False)
+            return file
 
     def close(self) -> None:
         """As RangeReader.close."""
@@ -99,38 +110,10 @@ class LocalRanges:
         """As RangeReader.announce."""
         if not hasattr(os, "posix_fadvise"):  # macOS
             return
-        file = self._open(path)
+        file = self.open(path)
         with contextlib.suppress(OSError):  # a hint, no more
             if not all(_is_cached(file.descriptor, place) for place in (offset, offset + n_bytes - 1)):
                 os.posix_fadvise(file.descriptor, offset, n_bytes, os.POSIX_FADV_WILLNEED)
-
-    def _fill(self, wanted: Range) -> bool:
-        file, buffer, done = self._open(wanted.path), wanted.buffer, 0
-        while done < len(buffer):  # one call reads at most 2 GiB
-            try:
-                n_bytes = os.preadv(file.descriptor, [buffer[done:]], wanted.offset + done)
-            except OSError as err:
-                raise self._as_error(err, wanted.path) from err
-            if n_bytes == 0:
-                return False
-            done += n_bytes
-        return True
-
-    def _open(self, path: str) -> "_OpenFile":
-        with self._lock:
-            if path in self._files:
-                self._files.move_to_end(path)
-                return self._files[path]
-            try:
-                file = self._files[path] = _OpenFile(self._storage.full(path))
-            except OSError as err:
-                raise self._as_error(err, path) from err
-            if len(self._files) > MAX_OPEN_FILES:
-                self._files.popitem(last=False)
-            return file
-
-    def _as_error(self, err: OSError, path: str) -> PipelineError:
-        return local.as_error(err, self._storage.uri(path), place=Path(self._storage.full("")))
 
 
 def _is_cached(descriptor: int, offset: int) -> bool:
@@ -143,12 +126,30 @@ def _is_cached(descriptor: int, offset: int) -> bool:
         return False
 
 
-class _OpenFile:
+class OpenFile:
     """A descriptor that is closed when the last thread that reads from it lets it go."""
 
-    def __init__(self, path: str) -> None:
-        self.descriptor = -1
-        self.descriptor = os.open(path, os.O_RDONLY)
+    def __init__(self, storage: Storage, path: str) -> None:
+        self._storage, self._path, self.descriptor = storage, path, -1
+        try:
+            self.descriptor = os.open(storage.full(path), os.O_RDONLY)
+        except OSError as err:
+            raise self._as_error(err) from err
+
+    def fill(self, buffer: memoryview, offset: int) -> bool:
+        """Read as many bytes as fit. Returns: False where the file ends before. Raises: as RangeReader.read."""
+        while len(buffer):  # one call reads at most 2 GiB
+            try:
+                n_bytes = os.preadv(self.descriptor, [buffer], offset)
+            except OSError as err:
+                raise self._as_error(err) from err
+            if n_bytes == 0:
+                return False
+            buffer, offset = buffer[n_bytes:], offset + n_bytes
+        return True
+
+    def _as_error(self, err: OSError) -> PipelineError:
+        return local.as_error(err, self._storage.uri(self._path), place=Path(self._storage.full("")))
 
     def __del__(self) -> None:
         if self.descriptor >= 0:

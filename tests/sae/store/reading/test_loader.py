@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sae.errors import ConfigError, DamagedError, StopRequested, TransientError
-from sae.store.reading import reader, shuffle
+from sae.store.reading import reader, shuffle, windows
 from sae.store.reading.loader import Loader
 from sae.store.reading.order import Cursor, Epoch
 from sae.store.reading.reader import Piece, RowGroupReader
@@ -272,6 +272,27 @@ def test_rows_of_parts_with_different_encodings_are_decoded(
     batches = [next(loader).clone().numpy() for _ in range(loader.batches_per_epoch)]
     loader.close()
     assert sorted(np.concatenate(batches).tolist()) == sorted(np.concatenate(stored).astype(np.float32).tolist())
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_batches_do_not_depend_on_how_many_threads_torch_has(
+    storage: Storage, make_snapshot: MakeSnapshot, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    # Two rows are converted at once where torch would divide more over threads; int8 has an affine for every part.
+    monkeypatch.setattr(windows, "VALUES_AT_ONCE", 11)
+    rng = np.random.default_rng(0)
+    parts = [rng.standard_normal((n, 5)).astype(np.float32) * 3**index for index, n in enumerate((90, 70, 81))]
+    snapshot = make_snapshot(storage, parts, row_group_rows=16, dtype=dtype)
+    batches, before = {}, torch.get_num_threads()
+    for n_threads in (1, 2):
+        torch.set_num_threads(n_threads)
+        try:
+            loader = Loader(storage, snapshot, 26, 0, shuffle=ShuffleConfig(n_streams=2))
+            batches[n_threads] = torch.cat([next(loader) for _ in range(2 * loader.batches_per_epoch)])
+            loader.close()
+        finally:
+            torch.set_num_threads(before)
+    assert torch.equal(batches[1], batches[2])
 
 
 def test_closing_ends_all_threads_in_any_state(storage: Storage, make_snapshot: MakeSnapshot) -> None:
