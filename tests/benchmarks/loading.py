@@ -6,6 +6,9 @@ Ours is an epoch of a loader that is open: checks of hashes, the shuffle, read-a
 take a row group at a time from the page cache. Into one buffer they never leave the processor's caches: that is a speed
 of the caches. A shuffle needs the rows of many row groups at once, so the second raw read goes to as much memory as a
 window has, again and again, and the third converts what it has read. None of them checks anything.
+
+A row of its own says what a loader of such batches can reach on one core: the least that it must do (read, hash,
+scatter, convert) by one bare call each a piece, in one thread that decides nothing.
 """
 
 import contextlib
@@ -20,10 +23,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import xxhash
+from torch import Tensor
 
 from sae.store.reading.loader import Loader
 from sae.store.reading.reader import PIECE_BYTES
-from sae.store.reading.shuffle import RowGroups, ShuffleConfig
+from sae.store.reading.shuffle import RUN_BYTES, RowGroups, ShuffleConfig
 from sae.store.snapshots.snapshot import Snapshot, read_snapshot
 from sae.store.storage.filesystem import Storage
 from tests.benchmarks.snapshots import evict, random_rows, write_repeated
@@ -46,6 +51,8 @@ def loading(folder: Path) -> Iterator[Row]:
         for n_cores in (1, 2):
             with _cores(n_cores):
                 yield from _speeds(storage, snapshot, f"d_in {d_in}, {n_cores} core(s)", from_disk=False)
+        with _cores(1):
+            yield _least(storage, snapshot, f"d_in {d_in}, 1 core(s)")
         yield from _speeds(storage, snapshot, f"d_in {d_in}", from_disk=True)
     yield from memory(MEMORY_GIB)
 
@@ -65,20 +72,11 @@ def memory(sizes: Sequence[int]) -> Iterator[Row]:
 
 def _speeds(storage: Storage, snapshot: Snapshot, where: str, *, from_disk: bool) -> Iterator[Row]:
     loader = Loader(storage, snapshot, BATCH_ROWS, seed=0)
-    group_rows = int(snapshot.group_rows_flat.max())
-    ring = np.zeros((max(1, WINDOW_BYTES // (2 * snapshot.d_in * group_rows)), group_rows, snapshot.d_in), np.float16)
-    decoded = torch.zeros((group_rows, snapshot.d_in))
+    ring = _window(snapshot)
+    decoded = torch.zeros(ring.shape[1:])
 
     def raw(n_buffers: int, *, convert: bool = False) -> None:
-        buffers = itertools.cycle(ring[:n_buffers])
-        for part in snapshot.parts:
-            descriptor = os.open(storage.full(part.path), os.O_RDONLY)
-            for place in part.layout.row_groups:
-                buffer = next(buffers)[: place.n_rows]
-                os.preadv(descriptor, [buffer.reshape(-1).view(np.uint8).data], place.offset)
-                if convert:
-                    decoded[: place.n_rows].copy_(torch.from_numpy(buffer))
-            os.close(descriptor)
+        _read_raw(storage, snapshot, ring[:n_buffers], decoded if convert else None)
 
     def shuffled() -> None:
         for _ in range(loader.batches_per_epoch):
@@ -105,6 +103,55 @@ def _speeds(storage: Storage, snapshot: Snapshot, where: str, *, from_disk: bool
         }.items():
             yield compare(f"{where}: shuffled / {what}", shuffled, call, rows, "rows")
     loader.close()
+
+
+def _window(snapshot: Snapshot) -> np.ndarray:
+    """As much memory as a window has, in row groups. [row groups, rows, d_in] float16"""
+    group_rows = int(snapshot.group_rows_flat.max())
+    return np.zeros((max(1, WINDOW_BYTES // (2 * snapshot.d_in * group_rows)), group_rows, snapshot.d_in), np.float16)
+
+
+def _read_raw(storage: Storage, snapshot: Snapshot, ring: np.ndarray, decoded: Tensor | None = None) -> None:
+    """Every row group into the next of a ring of buffers, and as float32 to `decoded`."""
+    buffers = itertools.cycle(ring)
+    for part in snapshot.parts:
+        descriptor = os.open(storage.full(part.path), os.O_RDONLY)
+        for place in part.layout.row_groups:
+            buffer = next(buffers)[: place.n_rows]
+            os.preadv(descriptor, [buffer.reshape(-1).view(np.uint8).data], place.offset)
+            if decoded is not None:
+                decoded[: place.n_rows].copy_(torch.from_numpy(buffer))
+        os.close(descriptor)
+
+
+def _least(storage: Storage, snapshot: Snapshot, where: str) -> Row:
+    """Pieces are read and hashed in a cache, their runs go to random places of a window, and batches come from it."""
+    ring = _window(snapshot)
+    runs = ring.reshape(-1).view(np.dtype((np.void, RUN_BYTES)))
+    order = np.random.default_rng(0).permutation(len(runs)).reshape(-1, PIECE_BYTES // RUN_BYTES)
+    piece = np.zeros(PIECE_BYTES // RUN_BYTES, runs.dtype)
+    data = piece.view(np.uint8).data
+    batches = torch.from_numpy(ring).view(-1, BATCH_ROWS, snapshot.d_in)
+    batch, batch_bytes = torch.zeros(batches[0].shape), batches[0].nbytes
+
+    def least() -> None:
+        places, drawn, n_bytes = itertools.cycle(order), itertools.cycle(batches), 0
+        for part in snapshot.parts:
+            descriptor = os.open(storage.full(part.path), os.O_RDONLY)
+            for group in part.layout.row_groups:
+                found = xxhash.xxh3_64()
+                for start in range(0, 2 * snapshot.d_in * group.n_rows, PIECE_BYTES):
+                    os.preadv(descriptor, [data], group.offset + start)
+                    found.update(data)
+                    runs[next(places)] = piece
+                    n_bytes += PIECE_BYTES
+                    if n_bytes % batch_bytes == 0:
+                        batch.copy_(next(drawn))
+                assert found.hexdigest() == group.xxh3
+            os.close(descriptor)
+
+    raw = functools.partial(_read_raw, storage, snapshot, ring[:1])
+    return compare(f"{where}: the least / raw read into one buffer", least, raw, float(snapshot.n_rows), "rows")
 
 
 def _write(storage: Storage, d_in: int, n_bytes: int) -> Snapshot:
