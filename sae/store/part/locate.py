@@ -4,8 +4,10 @@ A reader of the store trusts bytes that have their recorded hash. Here there is 
 of a part file is looked at, page headers, levels and checksums included, before an offset is given out.
 """
 
+import operator
+import os
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,8 +24,16 @@ from sae.store.part.writer import PartLayout, RowGroup
 COLUMNS = ("act", *pages.IDENTITY)
 HEADER_BYTES = 256
 """More than any page header of ours takes."""
+TAIL_BYTES = 8
+"""After the footer: its length, and PAR1."""
+ENCODINGS, CODEC, COMPRESSED_SIZE, DATA_PAGE, DICTIONARY_PAGE = 2, 4, 7, 9, 11
+"""Fields of a column's metadata in a footer."""
+CODECS = ("UNCOMPRESSED", "SNAPPY", "GZIP", "LZO", "BROTLI", "LZ4", "ZSTD", "LZ4_RAW")
+PLAIN, RLE = 0, 3
 UNDECODABLE = (pa.ArrowException, OSError, ValueError, LookupError, TypeError, MemoryError)
 """What pyarrow raises for a file that is damaged. Storage's own errors are none of these and pass through it."""
+UNREADABLE = (ValueError, LookupError, TypeError, RecursionError)
+"""What our own reader raises for a header or a footer that is damaged."""
 
 
 def read_layout(path: Path) -> PartLayout:
@@ -42,8 +52,8 @@ def read_layout(path: Path) -> PartLayout:
         _refuse(path, f"its columns are {', '.join(f'{field.name}: {field.type}' for field in schema)}")
     with open(path, "rb") as file:
         groups = tuple(
-            _row_group(path, file, metadata.row_group(index), index, encoding.dtype, d_in)
-            for index in range(metadata.num_row_groups)
+            _row_group(path, file, n_rows, columns, index, encoding.dtype, d_in)
+            for index, (n_rows, columns) in enumerate(_row_groups(path, file))
         )
     return PartLayout(n_rows=metadata.num_rows, d_in=d_in, encoding=encoding, row_groups=groups)
 
@@ -81,26 +91,58 @@ def _schema(dtype: str, d_in: int) -> pa.Schema:
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in zip(COLUMNS, kinds, strict=True)])
 
 
-def _row_group(path: Path, file: Any, group: Any, index: int, dtype: str, d_in: int) -> RowGroup:
-    n_rows, most = group.num_rows, path.stat().st_size
+class _Chunk(NamedTuple):
+    """What a footer says of a column of a row group."""
+
+    codec: int
+    encodings: tuple[int, ...]
+    has_dictionary: bool
+    offset: int
+    size: int
+
+    @classmethod
+    def of(cls, metadata: dict[int, Any]) -> "_Chunk":
+        """Raises: KeyError or TypeError where something is missing or no number."""
+        codec, offset, size = (operator.index(metadata[field]) for field in (CODEC, DATA_PAGE, COMPRESSED_SIZE))
+        encodings = tuple(map(operator.index, metadata[ENCODINGS]))
+        return cls(codec, encodings, DICTIONARY_PAGE in metadata, offset, size)
+
+
+def _row_groups(path: Path, file: BinaryIO) -> list[tuple[int, list[_Chunk]]]:
+    """Of every row group in the footer, its rows and its columns.
+
+    By our own reader: pyarrow ends the process where a damaged footer names a codec that it does not know.
+    """
+    file.seek(-TAIL_BYTES, os.SEEK_END)
+    n_bytes = int.from_bytes(file.read(4), "little")
+    file.seek(-TAIL_BYTES - n_bytes, os.SEEK_END)
+    try:
+        footer, _ = read_struct(file.read(n_bytes))
+        return [(operator.index(group[3]), [_Chunk.of(chunk[3]) for chunk in group[1]]) for group in footer[4]]
+    except UNREADABLE as err:
+        raise StoreError(f"{path}: no readable footer ({err!r}): the file is damaged. Fetch it again.") from err
+
+
+def _row_group(
+    path: Path, file: BinaryIO, n_rows: int, columns: list[_Chunk], index: int, dtype: str, d_in: int
+) -> RowGroup:
+    most = path.stat().st_size
     if not 0 < n_rows * d_in * stored_dtype(dtype).itemsize <= most:
         _refuse(path, f"row group {index}: {n_rows} rows of {d_in} values in a file of {most} bytes")
     levels = [pages.list_levels(dtype, n_rows, d_in)] + [b""] * len(pages.IDENTITY)
     n_values = [pages.n_values(dtype, n_rows, d_in)] + [n_rows] * len(pages.IDENTITY)
     sizes = [n_rows * d_in * stored_dtype(dtype).itemsize] + [n_rows * 4] * len(pages.IDENTITY)
     offsets, values = [], []
-    for column, name in enumerate(COLUMNS):
+    if len(columns) != len(COLUMNS):
+        _refuse(path, f"row group {index}: {len(columns)} columns")
+    for column, (name, chunk) in enumerate(zip(COLUMNS, columns, strict=True)):
         where = f"row group {index}, column {name}"
-        chunk = group.column(column)
-        if (
-            chunk.compression != "UNCOMPRESSED"
-            or chunk.has_dictionary_page
-            or not {*chunk.encodings} <= {"PLAIN", "RLE"}
-        ):
-            _refuse(path, f"{where}: codec {chunk.compression}, encodings {', '.join(chunk.encodings)}")
+        if chunk.codec != 0 or chunk.has_dictionary or not {*chunk.encodings} <= {PLAIN, RLE}:
+            codec = CODECS[chunk.codec] if chunk.codec in range(len(CODECS)) else chunk.codec
+            _refuse(path, f"{where}: codec {codec}, encodings {', '.join(map(str, chunk.encodings))}")
         expected = levels[column]
         n_bytes = len(expected) + sizes[column]
-        offset, size = chunk.data_page_offset, chunk.total_compressed_size
+        offset, size = chunk.offset, chunk.size
         if not 0 <= offset <= most or not n_bytes < size <= n_bytes + HEADER_BYTES:
             _refuse(path, f"{where}: not one plain page of {n_bytes} bytes, but {size} bytes at offset {offset}")
         file.seek(offset)
@@ -128,7 +170,7 @@ def _check_header(path: Path, where: str, data: memoryview, n_bytes: int, n_valu
     """Compare a page's header with the page. Returns: the length of the header."""
     try:
         header, start = read_struct(data[:HEADER_BYTES])
-    except (ValueError, IndexError) as err:
+    except UNREADABLE as err:
         raise StoreError(f"{path}: {where}: no page header ({err}): the file is damaged. Fetch it again.") from err
     crc = header.pop(4, None)
     expected, _ = read_struct(pages.page_header(n_bytes, n_values, 0))

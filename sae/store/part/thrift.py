@@ -76,9 +76,9 @@ def struct(fields: Sequence[Field]) -> bytes:
 
 
 def read_struct(data: bytes | memoryview, start: int = 0) -> tuple[dict[int, Any], int]:
-    """A struct's values by field number, and where it ends: a page header's, which has no lists.
+    """A struct's values by field number, and where it ends.
 
-    Raises: ValueError or IndexError for bytes that are none.
+    Raises: ValueError, IndexError or RecursionError for bytes that are none.
     """
     fields: dict[int, Any] = {}
     number, at = 0, start
@@ -104,7 +104,24 @@ def _read_value(data: bytes | memoryview, at: int, kind: int) -> tuple[Any, int]
         return bytes(data[at : at + size]), at + size
     if kind == STRUCT:
         return read_struct(data, at)
-    raise ValueError(f"a value of Thrift type {kind}, which page headers do not have")
+    if kind == LIST:
+        return _read_list(data, at)
+    if kind == BYTE:
+        return data[at], at + 1
+    raise ValueError(f"a value of Thrift type {kind}, which page headers and footers do not have")
+
+
+def _read_list(data: bytes | memoryview, at: int) -> tuple[list[Any], int]:
+    size, kind, at = data[at] >> 4, data[at] & 15, at + 1
+    if size == LONG_LIST:
+        size, at = _read_varint(data, at)
+    if at + size > len(data):
+        raise ValueError(f"a list of {size} items where {len(data) - at} bytes are left")
+    items = []
+    for _ in range(size):
+        item, at = _read_value(data, at, kind)
+        items.append(item)
+    return items, at
 
 
 def _read_signed(data: bytes | memoryview, at: int) -> tuple[int, int]:

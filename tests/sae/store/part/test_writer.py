@@ -302,6 +302,18 @@ def test_a_file_whose_vectors_are_not_aligned_is_no_raw_part(tmp_path: Path) -> 
         read_layout(tmp_path / "part.parquet")
 
 
+@pytest.mark.parametrize("codec", [8, 63])
+def test_a_codec_that_nobody_knows_is_refused_and_does_not_end_the_process(tmp_path: Path, codec: int) -> None:
+    intact = (golden.FOLDER / "float16.parquet").read_bytes()
+    # The end of the vectors' path in the schema, then the codec, an i32 in zigzag.
+    changed = intact.replace(b"\x07element\x15\x00", b"\x07element\x15" + bytes([2 * codec]))
+    assert changed != intact
+    path = tmp_path / "part.parquet"
+    path.write_bytes(changed)
+    with pytest.raises(StoreError, match=rf"row group 0, column act: codec {codec}, "):
+        read_layout(path)
+
+
 @given(data=st.data())
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_bytes_change_a_layout_is_the_true_one_or_refused(tmp_path: Path, data: st.DataObject) -> None:
