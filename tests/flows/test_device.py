@@ -78,7 +78,7 @@ def test_a_task_on_a_cluster_computes_on_a_gpu_where_its_stage_asks_for_one(
 
 def test_the_processes_of_a_mesh_are_told_too(tmp_path: Path) -> None:
     execution = ExecutionConfig.model_validate({"root": str(tmp_path), "mesh": {"latents": 2}, "device": "cpu"})
-    gang = Run(execution, None, None, (), []).gang()
+    gang = Run(execution, None, None, (), []).gang("sae")
     assert gang is not None
     assert gang.device == "cpu"
 

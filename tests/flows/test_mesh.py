@@ -79,7 +79,7 @@ def test_latents_are_evaluated_on_as_few_machines_as_have_equally_many(
     nodes = [{"address": f"10.0.0.{number}"} for number in range(1, n_nodes + 1)]
     mesh = {"data": data, "latents": latents}
     execution = ExecutionConfig.model_validate({"root": str(tmp_path), "mesh": mesh, "nodes": nodes})
-    gang = Run(execution, None, None, (), []).gang_of_latents()
+    gang = Run(execution, None, None, (), []).gang_of_latents("statistics")
     assert gang is not None
     assert (gang.mesh.data, gang.mesh.latents) == (1, latents)
     assert gang.nodes == execution.nodes[:n_used]

@@ -175,6 +175,7 @@ def test_the_run_says_how_many_rows_were_left_out_and_why(
     assert f"train: {n_rows:,} x 32, parts: {n_parts}, left out: special {n_special:,};" in line
 
 
+@pytest.mark.slow
 def test_an_appended_segment_leaves_the_old_artefacts_alone(copy: PipelineConfig, tmp_path: Path) -> None:
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "new.txt").write_text("alpha beta gamma delta return import value\n" * 60)

@@ -110,6 +110,7 @@ def test_without_a_remix_every_name_is_what_it_was(tmp_path: Path, corpus: Path)
     assert spec.snapshot == plan.snapshots[spec.config.hook_point, "train"].ref
 
 
+@pytest.mark.slow
 def test_training_alone_reads_the_remix(copy: PipelineConfig) -> None:
     config = remixed(copy)
     tasks = computed(run(config))

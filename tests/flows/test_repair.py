@@ -102,6 +102,7 @@ def test_files_that_are_missing_or_short_are_made_again_and_nothing_else(damage:
     assert strays(copy.execution.root) == []
 
 
+@pytest.mark.slow
 def test_flipped_bits_everywhere_are_found_on_use_and_mended(copy: PipelineConfig) -> None:
     storage, plan = Storage(copy.execution.root), make_plan(copy)
     before = contents(copy)

@@ -60,7 +60,9 @@ def test_a_run_on_s3_ends_in_a_report_is_found_again_and_gives_no_credentials_aw
     config: PipelineConfig, tmp_path: Path, environment: dict[str, Any]
 ) -> None:
     # Without the control, whose tasks are the same once more: the slow tests below have it.
-    config = with_settings(config, {"evaluation": {"n_contexts": 16, "n_bootstrap": 20, "untrained": None}})
+    activations = config.activations.model_dump(mode="json") | {"n_tokens": 2000}
+    evaluation = {"n_contexts": 16, "n_bootstrap": 20, "untrained": None}
+    config = with_settings(config, {"activations": activations, "evaluation": evaluation})
     storage = Storage(config.execution.root)
     environment["PREFECT_LOGGING_LEVEL"] = "DEBUG"
     code, result, err = (first := CommandLine(config, tmp_path, "--verbose", **environment)).finish()

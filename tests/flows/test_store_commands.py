@@ -197,6 +197,7 @@ def test_repair_of_one_artefact_leaves_the_others(copy: PipelineConfig, file: Pa
     assert store("verify", "--all", *root(copy)).last.split(": ")[1] == "3 problems"
 
 
+@pytest.mark.slow
 def test_repair_mends_inputs_before_what_is_made_of_them(copy: PipelineConfig, file: Path, store: Store) -> None:
     storage, plan = Storage(copy.execution.root), make_plan(copy)
     assert plan.tokenizer

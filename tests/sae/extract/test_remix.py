@@ -188,6 +188,7 @@ def test_int8_rows_of_several_scales_are_off_by_half_a_step_of_their_new_one(sto
     np.testing.assert_allclose(mixed.mean, after.mean(0, dtype=np.float64), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_every_row_comes_as_often_to_every_bucket_and_every_place(memory_storage: Storage) -> None:
     """Over seeds: chi-squared, of 24 and 11 degrees of freedom, stays below its 99.9 % quantile."""
     source = write_snapshot(memory_storage, parts_of(np.random.default_rng(0), [7, 5], 1), row_group_rows=5)

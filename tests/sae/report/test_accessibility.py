@@ -29,7 +29,8 @@ VIEWS = {
 """And what is there when a view is complete."""
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), pytest.param(390, "dark", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_axe_finds_nothing_serious(width: int, scheme: str, whole_report: Any, visit: Callable[..., Any]) -> None:
     size = {"width": width, "height": 900}
     page = visit(whole_report.folder, viewport=size, color_scheme=scheme, reduced_motion="reduce").open()

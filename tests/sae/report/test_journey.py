@@ -23,14 +23,14 @@ def address(whole_report: Any, serve_folder: Callable[[Path], str]) -> str:
 
 @pytest.mark.parametrize(
     "way",
-    [{}, pytest.param(PHONE | DARK, marks=pytest.mark.slow), {"forced_colors": "active"}],
+    [{}, *(pytest.param(way, marks=pytest.mark.slow) for way in (PHONE | DARK, {"forced_colors": "active"}))],
     ids=["light", "phone", "forced"],
 )
 def test_journey_from_a_disk(way: dict[str, Any], whole_report: Any, visit: Callable[..., Any]) -> None:
     Walk(visit(whole_report.folder, **way).open()).go()
 
 
-@pytest.mark.parametrize("way", [DARK, PHONE], ids=["dark", "phone"])
+@pytest.mark.parametrize("way", [DARK, pytest.param(PHONE, marks=pytest.mark.slow)], ids=["dark", "phone"])
 def test_journey_from_a_server(way: dict[str, Any], whole_report: Any, address: str, visit: Callable[..., Any]) -> None:
     visited = visit(whole_report.folder, address, **way)
     Walk(visited.open()).go()

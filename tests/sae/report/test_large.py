@@ -47,5 +47,6 @@ def test_no_file_of_data_is_large(large: Any) -> None:
 
 
 @pytest.mark.browser
+@pytest.mark.slow
 def test_journey(large: Any, visit: Callable[..., Any]) -> None:
     Walk(visit(large.folder).open()).go()

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.browser
 N_ROWS = 200_000
 
 
+@pytest.mark.slow
 def test_numbers_of_fifty_random_latents_equal_the_table(report: Any, visit: Callable[..., Any]) -> None:
     table = latents_of(report.folder)
     page = visit(report.folder).open("#/latent/0")

@@ -32,7 +32,9 @@ WITH_SCHEMA = (
 """Those that say for which version of the page they were written."""
 
 
-@pytest.mark.parametrize("how", ["missing", pytest.param("truncated", marks=pytest.mark.slow), "schema"])
+@pytest.mark.parametrize(
+    "how", ["missing", *(pytest.param(how, marks=pytest.mark.slow) for how in ("truncated", "schema"))]
+)
 def test_a_damaged_file_is_named_and_comes_back(
     how: str, whole_report: Any, tmp_path: Path, visit: Callable[..., Any]
 ) -> None:
