@@ -87,7 +87,7 @@ def remove(config: PipelineConfig, *refs: str) -> None:
             path.unlink()
 
 
-@pytest.mark.parametrize("damage", [delete, truncate])
+@pytest.mark.parametrize("damage", [delete, pytest.param(truncate, marks=pytest.mark.slow)])
 def test_files_that_are_missing_or_short_are_made_again_and_nothing_else(damage: Damage, copy: PipelineConfig) -> None:
     storage, plan = Storage(copy.execution.root), make_plan(copy)
     before, stamps = contents(copy), record_stamps(copy)

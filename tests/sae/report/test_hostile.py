@@ -63,6 +63,7 @@ def go(page: Any, address: str, there: str) -> None:
     page.wait_for_selector(there, state="visible")
 
 
+@pytest.mark.slow
 def test_every_view_and_what_can_be_done_in_it(opened: Any, saes: list[dict[str, Any]]) -> None:
     page, (a, b, toy) = opened, [sae["key"] for sae in saes]
     tame(page)

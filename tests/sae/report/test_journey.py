@@ -75,6 +75,7 @@ def test_a_printed_list_has_its_first_rows_and_says_how_many(whole_report: Any, 
     page.emulate_media(media="print")
     page.wait_for_selector(".on-paper", state="visible")
     assert page.text_content(".on-paper") == "The first 200 of 300, as printed."
+    page.wait_for_selector(".rows .row[data-id='199']")  # the words are there at once, the rows with the next picture
     tops = "rows => rows.map(row => [Number(row.dataset.id), row.getBoundingClientRect().top])"
     rows = page.eval_on_selector_all(".rows .row", tops)
     assert [latent for latent, _ in rows] == list(range(200))

@@ -26,7 +26,8 @@ def with_full_data(folder: Any) -> list[int]:
     return [row["latent"] for row in rows if row["n_fired"] >= 100 and all(row[name] for name in filled)]
 
 
-@pytest.mark.parametrize("paper", ["A4", pytest.param("Letter", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("paper", ["A4", "Letter"])
 def test_a_latent_with_everything_fits_one_page(paper: str, whole_report: Any, visit: Callable[..., Any]) -> None:
     candidates = with_full_data(whole_report.folder)
     assert len(candidates) > 100
