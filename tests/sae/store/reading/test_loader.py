@@ -1,7 +1,6 @@
 """Batches come in the order's order, from any cursor, with any sizes, divided over any number of ranks."""
 
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,46 +9,22 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sae.errors import ConfigError, DamagedError, StopRequested, TransientError
-from sae.store.reading import reader, shuffle, windows
+from sae.errors import ConfigError
+from sae.store.reading import windows
 from sae.store.reading.loader import Loader
 from sae.store.reading.order import Cursor, Epoch
-from sae.store.reading.reader import Piece, RowGroupReader
+from sae.store.reading.reader import RowGroupReader
 from sae.store.reading.shuffle import RowGroups, ShuffleConfig
 from sae.store.reading.windows import ReadAhead
 from sae.store.storage.filesystem import Storage
 from tests.conftest import MakeSnapshot
-
-Places = Sequence[tuple[int, int]]
+from tests.sae.store.reading.numbered import no_threads, numbered_parts, numbers, read, small_stores_are_like_large_ones
 
 
 @pytest.fixture(autouse=True, scope="module")
-def small_stores_are_like_large_ones() -> Iterator[None]:
-    """Row groups of several pieces, and runs of several rows."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shuffle, "RUNS_PER_SHARE", 1)
-        patch.setattr(reader, "PIECE_BYTES", 64)
+def small_stores() -> Iterator[None]:
+    with small_stores_are_like_large_ones():
         yield
-
-
-def numbered_parts(sizes: list[int], d_in: int = 3) -> list[np.ndarray]:
-    """Parts whose row r holds r in its first dimension, so a row can be recognised."""
-    parts, start = [], 0
-    for size in sizes:
-        numbers = np.arange(start, start + size, dtype=np.float32)
-        parts.append(np.stack([numbers, *[np.zeros(size, np.float32)] * (d_in - 1)], axis=1))
-        start += size
-    return parts
-
-
-def numbers(batch: torch.Tensor) -> list[int]:
-    return batch[:, 0].to(torch.int64).tolist()
-
-
-def read(loader: Loader, n_batches: int) -> list[list[int]]:
-    batches = [numbers(next(loader)) for _ in range(n_batches)]
-    loader.close()
-    return batches
 
 
 def read_ranks(loaders: list[Loader], n_batches: int) -> list[list[int]]:
@@ -71,10 +46,6 @@ def read_ranks(loaders: list[Loader], n_batches: int) -> list[list[int]]:
                 del share[: counts[rank][index]]
         batches.append(batch)
     return batches
-
-
-def no_threads() -> bool:
-    return not any(thread.name.startswith("loader") for thread in threading.enumerate())
 
 
 @given(
@@ -293,109 +264,6 @@ def test_batches_do_not_depend_on_how_many_threads_torch_has(
         finally:
             torch.set_num_threads(before)
     assert torch.equal(batches[1], batches[2])
-
-
-def test_closing_ends_all_threads_in_any_state(storage: Storage, make_snapshot: MakeSnapshot) -> None:
-    snapshot = make_snapshot(storage, numbered_parts([400]), row_group_rows=8)
-    for n_batches in (0, 1, 30, 60):
-        loader = Loader(storage, snapshot, 8, 0)
-        read(loader, n_batches)
-        loader.close()  # a second time
-        assert no_threads()
-
-
-def test_closing_does_not_wait_for_whole_windows(
-    storage: Storage, make_snapshot: MakeSnapshot, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    snapshot = make_snapshot(storage, numbered_parts([400]), row_group_rows=2)
-    iter_pieces = RowGroupReader.iter_pieces
-    reading, go_on, n_read = threading.Semaphore(0), threading.Event(), 0
-
-    def slow(self: RowGroupReader, places: Places, buffer: np.ndarray) -> Iterator[Piece]:
-        nonlocal n_read
-        for piece in iter_pieces(self, places, buffer):
-            n_read += 1
-            reading.release()
-            assert go_on.wait(30)
-            yield piece
-
-    monkeypatch.setattr(RowGroupReader, "iter_pieces", slow)
-    loader = Loader(storage, snapshot, 8, 0, shuffle=ShuffleConfig(n_streams=1, window_row_groups=100))
-
-    def call() -> None:
-        with pytest.raises(StopRequested):
-            next(loader)
-
-    caller = threading.Thread(target=call)
-    caller.start()
-    assert all(reading.acquire(timeout=30) for _ in range(2))  # both windows, so no more are asked for
-    closing = threading.Thread(target=loader._ahead.close)
-    closing.start()
-    while not loader._ahead._stopping.is_set():
-        pass
-    go_on.set()
-    closing.join(30)
-    caller.join(30)
-    assert n_read <= 2  # one row group of each thread
-    assert no_threads()
-
-
-@pytest.mark.parametrize("error", [DamagedError("damaged", "ref", 0), TransientError("gone")])
-def test_an_error_in_what_is_read_ahead_comes_in_its_batch_and_the_cursor_stays_before_it(
-    storage: Storage, make_snapshot: MakeSnapshot, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    snapshot = make_snapshot(storage, numbered_parts([300, 340]), row_group_rows=10)
-    shuffle = ShuffleConfig(n_streams=4, window_row_groups=8)
-    n_batches = 640 // 16
-    whole = read(Loader(storage, snapshot, 16, 0, shuffle=shuffle), n_batches)
-    groups = RowGroups.of(snapshot.row_groups)
-    first = first_batch_that_needs(1, 11, Epoch(groups, 16, 0, 0, shuffle.sizes(groups, 12)))
-    assert first > 0
-    iter_pieces = RowGroupReader.iter_pieces
-
-    def failing(self: RowGroupReader, places: Places, buffer: np.ndarray) -> Iterator[Piece]:
-        for piece in iter_pieces(self, places, buffer):
-            if places[piece.place] == (1, 11):
-                raise error
-            yield piece
-
-    monkeypatch.setattr(RowGroupReader, "iter_pieces", failing)
-    loader = Loader(storage, snapshot, 16, 0, shuffle=shuffle)
-    got = [numbers(next(loader)) for _ in range(first)]
-    with pytest.raises(type(error)) as raised:
-        next(loader)
-    assert raised.value is error
-    assert loader.cursor == Cursor(epoch=0, batch=first)
-    loader.close()
-    monkeypatch.undo()
-    rest = read(Loader(storage, snapshot, 16, 0, loader.cursor, shuffle), n_batches - first)
-    assert got + rest == whole
-
-
-def first_batch_that_needs(part: int, group: int, epoch: Epoch) -> int:
-    for run in epoch.runs(0, range(epoch.n_streams)):
-        window = epoch.window(run.stream, run.window)
-        if (part, group) in zip(window.parts.tolist(), window.groups.tolist(), strict=True):
-            return run.batch
-    raise AssertionError("no window holds the row group")
-
-
-def test_waiting_for_rows_is_counted(
-    storage: Storage, make_snapshot: MakeSnapshot, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    snapshot = make_snapshot(storage, numbered_parts([64]), row_group_rows=8)
-    iter_pieces, seconds = RowGroupReader.iter_pieces, 0.05
-
-    def slow(self: RowGroupReader, places: Places, buffer: np.ndarray) -> Iterator[Piece]:
-        threading.Event().wait(seconds)
-        yield from iter_pieces(self, places, buffer)
-
-    monkeypatch.setattr(RowGroupReader, "iter_pieces", slow)
-    loader = Loader(storage, snapshot, 8, 0)
-    assert loader.waited_seconds == 0
-    next(loader)
-    assert loader.waited_seconds >= seconds
-    loader.close()
 
 
 @pytest.mark.gpu
