@@ -46,15 +46,13 @@ class World:
     """(segment, split) -> (seq, pos) -> activation."""
 
 
-@pytest.fixture(
-    params=[
-        "pretend",
-        pytest.param(
-            "cuda",
-            marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")],
-        ),
-    ]
+CUDA = pytest.param(
+    "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 )
+"""A parameter of tests and fixtures that run on a GPU where there is one."""
+
+
+@pytest.fixture(params=["pretend", CUDA])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     """A device that is not the CPU: what is done there, and is seen to be, equals what the CPU does up to rounding."""
     if request.param == "cuda":

@@ -71,7 +71,7 @@ def test_evaluations_are_alike(world_with_model: tuple[World, str], device: torc
     for where in ("cpu", device):
         record = evaluate_sae(world.storage, spec, device=where)
         found.append(files_of(world.storage, record))
-        (world.storage.remove(f"{spec.ref}/record.json"))
+        world.storage.remove(f"{spec.ref}/record.json")
     assert found[0]["evaluation.json"]["ce"]["controls"].keys() == {"neurons", "pca", "random"}
     assert_alike(*found)
 

@@ -15,6 +15,7 @@ from sae.train.collectives import ALONE, Collectives
 from sae.train.loop import train_saes
 from sae.train.mesh import Mesh, MeshConfig
 from sae.weights import load_sae
+from tests.sae.conftest import CUDA
 from tests.sae.train.ranks import environment
 from tests.sae.train.sweeps import MakeSnapshot, fresh_root, sweep_of
 
@@ -24,15 +25,7 @@ class OnDevice(NamedTuple):
     device: torch.device
 
 
-@pytest.fixture(
-    params=[
-        "cpu",
-        pytest.param(
-            "cuda",
-            marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")],
-        ),
-    ]
-)
+@pytest.fixture(params=["cpu", CUDA])
 def alone_in_a_mesh(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[OnDevice]:
     """`connect` gives one process no mesh, so here it is made as `connect` does for more."""
     for name, value in (environment(world=1) | {"RANK": "0"}).items():
