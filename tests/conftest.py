@@ -36,6 +36,7 @@ from sae.store.part.writer import write_part
 from sae.store.snapshots.snapshot import Snapshot, SnapshotSpec, commit_snapshot, encode_vector, read_snapshot
 from sae.store.storage.filesystem import Storage
 from tests.browsing import Page, StaticFiles
+from tests.ray_head import Head
 
 MakeSnapshot = Callable[..., Snapshot]
 
@@ -149,6 +150,17 @@ def prefect_backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     }
     with prefect_test_harness(server_startup_timeout=120), temporary_settings(settings):
         yield
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    """A Ray cluster on this machine, which asks for a token."""
+    head = Head(tmp_path_factory.mktemp("head"))
+    try:
+        head.wait_until_up()
+        yield head
+    finally:
+        head.stop()
 
 
 @contextlib.contextmanager

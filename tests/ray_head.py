@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.processes import marked, wait_for
@@ -79,6 +80,18 @@ class Head:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+
+    @contextlib.contextmanager
+    def held_by_others(self) -> Iterator[None]:
+        """While another process has all CPUs of the cluster."""
+        command = [sys.executable, "-c", HOLD, self.address]
+        with subprocess.Popen(command, env=os.environ | self.environment, stdout=subprocess.PIPE, text=True) as other:
+            try:
+                assert other.stdout
+                assert other.stdout.readline() == "held\n"
+                yield
+            finally:
+                other.kill()
 
     def _end(self) -> None:
         for pid in marked(MARK, str(self.home)):

@@ -7,10 +7,7 @@ import contextlib
 import importlib.util
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,7 @@ from sae.plan import PipelineConfig
 from tests.flows.conftest import tiny_config, with_settings
 from tests.flows.processes import CommandLine, contents, count_records, strays
 from tests.processes import is_alive, wait_for
-from tests.ray_head import HOLD, Head
+from tests.ray_head import Head
 
 pytestmark = [
     pytest.mark.slow,
@@ -32,16 +29,6 @@ pytestmark = [
 SAES = [{"sae": {"architecture": "topk", "d_sae": 64, "k": k, "k_aux": 8}, "batch_rows": 128} for k in (4, 6)]
 SECONDS = 1200
 """Of a run: Ray's processes take a while to start."""
-
-
-@pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    head = Head(tmp_path_factory.mktemp("head"))
-    try:
-        head.wait_until_up()
-        yield head
-    finally:
-        head.stop()
 
 
 @pytest.fixture(scope="module")
@@ -159,17 +146,10 @@ def test_what_no_machine_has_is_refused_at_once(
 def test_what_others_keep_is_waited_for_no_longer_than_told(
     head: Head, tmp_path: Path, corpus: Path, shared_server: dict[str, Any]
 ) -> None:
-    command = [sys.executable, "-c", HOLD, head.address]
-    with subprocess.Popen(command, env=os.environ | head.environment, stdout=subprocess.PIPE, text=True) as other:
-        try:
-            assert other.stdout
-            assert other.stdout.readline() == "held\n"
-            config = on_ray(
-                tmp_path / "root", corpus, head.address, ray={"address": head.address, "resource_timeout_seconds": 3}
-            )
-            code, _, err = CommandLine(config, tmp_path, **head.environment, **shared_server).finish(300)
-        finally:
-            other.kill()
+    settings = {"address": head.address, "resource_timeout_seconds": 3}
+    with head.held_by_others():
+        config = on_ray(tmp_path / "root", corpus, head.address, ray=settings)
+        code, _, err = CommandLine(config, tmp_path, **head.environment, **shared_server).finish(300)
     assert code == 75, err
     assert "has had room for freeze_segment for 3 s" in err
     assert "0 CPUs and 0 GPUs are free" in err

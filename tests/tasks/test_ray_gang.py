@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from tasks.process import WorkerCrash, accept_work, stop_workers
 from tasks.ray_cluster import ray_cluster
 from tasks.ray_gang import RayGang
 from tests.processes import is_alive, wait_for
-from tests.ray_head import HOLD, Head
+from tests.ray_head import Head
 from tests.tasks import gang_work
 
 pytestmark = [
@@ -39,16 +38,6 @@ COLLECTIVE_SECONDS = 10.0
 START_SECONDS = 600.0
 GONE_SECONDS = 30.0
 """How long Ray may take to end what belonged to a gang."""
-
-
-@pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    head = Head(tmp_path_factory.mktemp("head"))
-    try:
-        head.wait_until_up()
-        yield head
-    finally:
-        head.stop()
 
 
 @pytest.fixture(autouse=True)
@@ -152,25 +141,16 @@ def test_after_any_loss_another_attempt_ends_right(
 
 
 def test_what_others_keep_is_waited_for_no_longer_than_told(head: Head, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", HOLD, head.address]
-    with subprocess.Popen(command, env=os.environ | head.environment, stdout=subprocess.PIPE, text=True) as other:
-        try:
-            assert other.stdout
-            assert other.stdout.readline() == "held\n"
-            started = time.monotonic()
-            with pytest.raises(TransientError, match=r"no room for 2 processes with 1 CPUs and 0 GPUs each for 3 s"):
-                add_up(tmp_path, gang_on(head, ray={"resource_timeout_seconds": 3.0}))
-            assert time.monotonic() - started < 120
-        finally:
-            other.kill()
+    with head.held_by_others():
+        started = time.monotonic()
+        with pytest.raises(TransientError, match=r"no room for 2 processes with 1 CPUs and 0 GPUs each for 3 s"):
+            add_up(tmp_path, gang_on(head, ray={"resource_timeout_seconds": 3.0}))
+        assert time.monotonic() - started < 120
 
 
 def test_a_gang_that_waits_for_room_may_be_stopped(head: Head, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", HOLD, head.address]
-    with subprocess.Popen(command, env=os.environ | head.environment, stdout=subprocess.PIPE, text=True) as other:
+    with head.held_by_others():
         try:
-            assert other.stdout
-            assert other.stdout.readline() == "held\n"
             stopper = threading.Timer(20, stop_workers)
             stopper.start()
             with pytest.raises(StopRequested):
@@ -178,7 +158,6 @@ def test_a_gang_that_waits_for_room_may_be_stopped(head: Head, tmp_path: Path) -
             stopper.join()
         finally:
             accept_work()
-            other.kill()
 
 
 def test_stopping_saves_the_work_of_all_ranks(head: Head, tmp_path: Path) -> None:
