@@ -9,6 +9,8 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 # Idle threads of torch must not spin while other processes want the cores; read when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# As processes that compute have it, so that a GPU gives the same bits twice.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import contextlib

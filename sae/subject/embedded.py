@@ -1,5 +1,6 @@
 """The embedded subject: a byte-level BPE tokenizer and a small GPT-NeoX model trained on the corpus itself."""
 
+import contextlib
 import itertools
 import logging
 import shutil
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sae.errors import InputError, StopRequested, TrainingError
 from sae.philox import philox
@@ -190,8 +192,9 @@ def train_model(
         for group in optimizer.param_groups:
             group["lr"] = config.lr * lr_factor(step - 1, config)
         optimizer.zero_grad(set_to_none=True)
-        loss = next_token_losses(model, *_inputs(train, next(batches), model.device)).mean()
-        loss.backward()
+        with _repeatable_attention(model.device):
+            loss = next_token_losses(model, *_inputs(train, next(batches), model.device)).mean()
+            loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, GRADIENT_CLIP)
         optimizer.step()
         value = float(loss.detach())
@@ -259,6 +262,11 @@ def mean_loss(model: Any, contexts: Contexts, batch_contexts: int = 64) -> float
         total += float(losses.sum())
         count += losses.numel()
     return total / count if count else None
+
+
+def _repeatable_attention(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """On a GPU, derivatives of attention's faster kernels differ from run to run."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def _inputs(contexts: Contexts, rows: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ from sae.train.losses import Losses, fired_latents
 from sae.train.pairs import Pairs, encoder_gradients
 from sae.train.selection import select_batch_topk, select_topk, top_k
 
-DENSE_AUXK = 8
+DENSE_AUXK, DENSE_AUXK_ON_GPU = 8, 40
 """AuxK runs over pairs where more than this times k_aux latents are dead, and over matrices of [batch, dead] below:
 products of that size are then faster than gathering k_aux rows."""
 
@@ -108,11 +108,10 @@ def _gradients(
     """
     positive = pre_acts > 0
     values = pre_acts.relu()
-    decoded, dots = pairs.decode(values, sae.W_dec)
-    error = shared.sum_latents(decoded).add_(sae.b_dec).sub_(x)
+    error = shared.sum_latents(pairs.decode(values, sae.W_dec)).add_(sae.b_dec).sub_(x)
     fvu = error.square().sum() / (n_rows * sae.d_in) / variance
     d_x_hat = error * (2 / (n_rows * sae.d_in * variance))
-    d_pre_acts = dots(d_x_hat).mul_(positive)
+    d_pre_acts = pairs.dots(sae.W_dec, d_x_hat).mul_(positive)
     sae.W_dec.grad = pairs.sums(values, d_x_hat)
     sae.W_enc.grad = pairs.sums(d_pre_acts, x_in)
     sae.b_enc.grad = pairs.totals(d_pre_acts)
@@ -142,12 +141,12 @@ def _add_auxk(
     n_dead = int(shared.sum_latents(torch.tensor(len(which))))
     k_aux = min(sae.config.k_aux, n_dead)
     n_candidates = min(k_aux, len(which))
-    sparse = len(which) > DENSE_AUXK * k_aux
+    sparse = len(which) > (DENSE_AUXK if x_in.device.type == "cpu" else DENSE_AUXK_ON_GPU) * k_aux
     if sparse:
         values, latents = select_topk(x_in, W_enc, b_enc, n_candidates)
         kept = shared.among_largest_of_row(values, k_aux)
         pairs, values = Pairs.of_rows(values.relu_(), latents, kept, len(which))
-        predicted, dots = pairs.decode(values, W_dec)
+        predicted = pairs.decode(values, W_dec)
     else:
         values = F.linear(x_in, W_enc, b_enc).relu_()
         if k_aux < n_dead:
@@ -165,7 +164,7 @@ def _add_auxk(
 
     positive = values > 0
     if sparse:
-        d_values = dots(d_predicted).mul_(positive)
+        d_values = pairs.dots(W_dec, d_predicted).mul_(positive)
         d_W_dec, d_W_enc = pairs.sums(values, d_predicted), pairs.sums(d_values, x_in)
         d_b_enc = pairs.totals(d_values)
     else:

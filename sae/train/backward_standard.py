@@ -12,7 +12,7 @@ from sae.train.losses import Losses
 from sae.train.pairs import Pairs, encoder_gradients
 from sae.train.selection import iter_pre_acts
 
-SPARSE_BELOW = 0.06
+SPARSE_BELOW, SPARSE_BELOW_ON_GPU = 0.06, 0.02
 """Share of positive latents in a tile from which on its pairs are faster than products of whole matrices."""
 
 
@@ -49,19 +49,19 @@ def standard_gradients(
     mass = torch.zeros_like(sae.b_enc)
     n_positive = torch.zeros(mass.shape[:-1], dtype=torch.int64, device=x.device)
     d_x_hat = x.new_empty(*sae.W_enc.shape[:-2], *x.shape)
+    sparse_below = SPARSE_BELOW if x.device.type == "cpu" else SPARSE_BELOW_ON_GPU
     sparse: list[tuple[Tensor, ...]] = []
     for rows, pre_acts in iter_pre_acts(x_in, sae.W_enc, sae.b_enc):
         latents = pre_acts.relu_()
         count = latents.count_nonzero(dim=(-2, -1))
         n_positive += count
         out = d_x_hat[..., rows, :]
-        if not stacked and int(count) < SPARSE_BELOW * latents.numel():
+        if not stacked and int(count) < sparse_below * latents.numel():
             place = latents.view(-1).nonzero().squeeze(1)
             pairs = Pairs(place // sae.d_sae, place % sae.d_sae, len(latents), sae.d_sae)
             values = latents.view(-1)[place]
-            decoded, dots = pairs.decode(values, sae.W_dec)
-            _to_d_x_hat(out, shared.sum_latents(decoded), sae.b_dec, x[rows], n_rows, summed)
-            d_values = dots(out) + penalty[pairs.latent]
+            _to_d_x_hat(out, shared.sum_latents(pairs.decode(values, sae.W_dec)), sae.b_dec, x[rows], n_rows, summed)
+            d_values = pairs.dots(sae.W_dec, out) + penalty[pairs.latent]
             sparse.append((pairs.row + rows.start, pairs.latent, values, d_values))
             continue
         mass += latents.sum(dim=-2)

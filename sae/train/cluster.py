@@ -1,4 +1,4 @@
-"""GPUs that train, and how long a step takes on them: by rates from data sheets, not by measurement."""
+"""GPUs that train, and how long a step takes on them: by rates from data sheets, and what one GPU reached of them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,10 +13,10 @@ DEFAULT_RATES = {"float32": 67e12, "bfloat16": 989e12, "memory": 3.35e12, "nvlin
 of NVLink and of a GPU's network card, in one direction. NVIDIA's data sheets of the H100 SXM and of the ConnectX-7."""
 LATENCY_SECONDS = 20e-6
 """Of a collective, for every doubling of its ranks. An assumption."""
-LAUNCH_SECONDS = 5e-6
-"""Of a kernel: small steps take as long as their launches. An assumption."""
-REACHED = 0.8
-"""Of those rates. An assumption."""
+LAUNCH_SECONDS = 15e-6
+"""Of a kernel: small steps take as long as their launches. As measured on one H100: docs/gpu.md."""
+REACHED, REACHED_BY_NETWORKS = 0.62, 0.8
+"""Of those rates: by a GPU, as measured on one H100 (docs/gpu.md); by NVLink and network cards, an assumption."""
 USABLE = 0.9
 """Of a GPU's memory, for tensors; the rest is CUDA's, the libraries' and lost between tensors. An assumption."""
 
@@ -67,14 +67,14 @@ def cards(mesh: MeshConfig, axis: Axis, cluster: Cluster) -> int | None:
 
 
 def bandwidth(mesh: MeshConfig, axis: Axis, cluster: Cluster, rates: Mapping[str, float]) -> float:
-    """Bytes per second that a rank receives in collectives along an axis, before REACHED."""
+    """Bytes per second that a rank receives in collectives along an axis, before REACHED_BY_NETWORKS."""
     n_cards = cards(mesh, axis, cluster)
     return rates["nvlink"] if n_cards is None else min(rates["nvlink"], n_cards * rates["nic"])
 
 
 def told_seconds(sae: Trained, mesh: MeshConfig, cluster: Cluster, rates: Mapping[str, float]) -> float:
     """Of a step: what ranks tell each other."""
-    speeds = {axis: REACHED * bandwidth(mesh, axis, cluster, rates) for axis in set(AXES.values())}
+    speeds = {axis: REACHED_BY_NETWORKS * bandwidth(mesh, axis, cluster, rates) for axis in set(AXES.values())}
     waits = {axis: _latency(ranks_along(axis, mesh)) for axis in speeds}
     return sum(
         n_bytes / speeds[AXES[method]] + waits[AXES[method]]
@@ -89,7 +89,7 @@ def rows_seconds(sae: Trained, mesh: MeshConfig, cluster: Cluster, rates: Mappin
     if neighbours == 1:
         return 0.0
     rows = told_rows_bytes(sae.config, sae.d_in, mesh)
-    return rows / (REACHED * rates["nvlink"]) + 2 * _latency(neighbours)  # their number first
+    return rows / (REACHED_BY_NETWORKS * rates["nvlink"]) + 2 * _latency(neighbours)  # their number first
 
 
 def _latency(n_ranks: int) -> float:

@@ -4,7 +4,6 @@ Everything is one operation, `embedding_bag`: sums of matrix rows by weight, wit
 reconstruction is a bag of latents, a latent's gradient is a bag of rows.
 """
 
-from collections.abc import Callable
 from functools import cached_property
 
 import torch
@@ -36,24 +35,20 @@ class Pairs:
         row = torch.arange(n_rows, device=latents.device).repeat_interleave(k)
         return cls(row, latents.flatten(), n_rows, d_sae), values.flatten()
 
-    def decode(self, values: Tensor, W_dec: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Per row, the sum of value * W_dec[latent]: [pairs], [d_sae, d_in] -> [rows, d_in].
+    @cached_property
+    def _row_starts(self) -> Tensor:
+        return torch.searchsorted(self.row, torch.arange(self._n_rows, device=self.row.device))
 
-        Returns: the sums, and their derivative: from vectors [rows, d_in], dot(W_dec[latent], vectors[row]) [pairs].
-        """
-        starts = torch.searchsorted(self.row, torch.arange(self._n_rows, device=self.row.device))
-        with torch.enable_grad():
-            weights = values.detach().requires_grad_()
-            sums = F.embedding_bag(self.latent, W_dec.detach(), starts, mode="sum", per_sample_weights=weights)
-
-        def dots(vectors: Tensor) -> Tensor:
-            return torch.autograd.grad(sums, weights, vectors)[0]
-
-        return sums.detach(), dots
+    def decode(self, values: Tensor, W_dec: Tensor) -> Tensor:
+        """Per row, the sum of value * W_dec[latent]. [pairs], [d_sae, d_in] -> [rows, d_in]"""
+        return F.embedding_bag(self.latent, W_dec, self._row_starts, mode="sum", per_sample_weights=values)
 
     def dots(self, matrix: Tensor, vectors: Tensor) -> Tensor:
-        """Per pair, dot(matrix[latent], vectors[row]). [d_sae, d_in], [rows, d_in] -> [pairs]"""
-        return self.decode(vectors.new_zeros(len(self.latent)), matrix)[1](vectors)
+        """Per pair, dot(matrix[latent], vectors[row]): `decode`'s derivative. [d_sae, d_in], [rows, d_in] -> [pairs]"""
+        # Asked for as a derivative, it would have the sums made first.
+        return torch.ops.aten._embedding_bag_per_sample_weights_backward(
+            vectors, matrix, self.latent, self._row_starts, self.row, mode=0
+        )
 
     @cached_property
     def _by_latent(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -71,7 +66,8 @@ class Pairs:
 
     def totals(self, weights: Tensor) -> Tensor:
         """Per latent, the sum of the weights. [pairs] -> [d_sae]"""
-        return weights.new_zeros(self._d_sae).index_add_(0, self.latent, weights)
+        order, _, starts = self._by_latent
+        return torch.segment_reduce(weights[order], "sum", offsets=starts)
 
 
 def encoder_gradients(sae: SAE, d_b_dec: Tensor, shared: Collectives) -> None:

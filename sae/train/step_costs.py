@@ -12,11 +12,13 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from sae.architectures.config import StandardConfig
-from sae.train.backward import DENSE_AUXK
+from sae.train.backward import DENSE_AUXK_ON_GPU
 from sae.train.config import MeshConfig, TrainConfig
 from sae.train.largest import DIGIT_BITS
-from sae.train.selection import SLABS, TILE_ROWS
+from sae.train.selection import SLABS, tile_rows
 
+DEVICE = "cuda"
+"""What meshes are planned for."""
 ITEMSIZE = 4
 """Of float32: weights, gradients, moments, activations, and what is told of them."""
 DEAD_SHARE = 0.1
@@ -113,7 +115,8 @@ def collectives(config: TrainConfig, d_in: int, mesh: MeshConfig, *, dead: bool 
 
     yield from reduced("sum_latents", 4, s, d * s)  # whether any is dead, L0, b_dec through the encoder
     if isinstance(sae, StandardConfig):
-        yield from reduced("sum_latents", *(min(TILE_ROWS, b - start) * d * s for start in range(0, b, TILE_ROWS)), s)
+        height = tile_rows(n * s, DEVICE)
+        yield from reduced("sum_latents", *(min(height, b - start) * d * s for start in range(0, b, height)), s)
     else:
         yield from reduced("sum_latents", b * d * s)
         selected = 2 if config.selection == "bfloat16" else s
@@ -146,7 +149,9 @@ def memory(config: TrainConfig, d_in: int, mesh: MeshConfig) -> Memory:
     """Bytes of tensors on a rank; what libraries keep for themselves is not counted."""
     sae, b, s, d = config.sae, config.batch_rows // mesh.data, ITEMSIZE, d_in
     n = sae.d_sae // mesh.latents
-    rows, matrix, tile = b * d * s, n * d * s, min(TILE_ROWS, b) * n * s
+    selected = 2 if config.selection == "bfloat16" else s
+    tile_height = min(tile_rows(n * selected, DEVICE), b)
+    rows, matrix, tile = b * d * s, n * d * s, tile_height * n * selected
     parameters = 2 * matrix + (n + d) * s
     mean = 0 if config.ema_decay is None else parameters
     # Gradients are made one by one, each while the one before it is there: one matrix more.
@@ -156,13 +161,13 @@ def memory(config: TrainConfig, d_in: int, mesh: MeshConfig) -> Memory:
         travelling = TRAVELLING_BYTES if mesh.latents > 1 else 0
         candidates = b * sae.k * (CANDIDATE_BYTES + travelling)
         pairs = b * sae.k * PAIR_BYTES // mesh.latents
-        in_slabs = min(TILE_ROWS, b) * SLABS * sae.k * CANDIDATE_BYTES  # whose latents are looked at once more
+        in_slabs = tile_height * SLABS * sae.k * CANDIDATE_BYTES  # whose latents are looked at once more
         selecting = 2 * rows + tile + tile // SLABS + in_slabs
         if config.selection == "bfloat16":
-            selecting = 2 * rows + matrix // 2 + tile // 2 + tile // 2 // SLABS + in_slabs
+            selecting += matrix // 2
         if sae.architecture == "batch_topk":  # of all rows of the batch: any device may have the largest
             candidates = min(config.batch_rows * sae.k, b * n) * CANDIDATE_BYTES
-            selecting += candidates + tile // 4
+            selecting += candidates + tile_height * n
         step = max(selecting, 4 * rows + matrix + pairs) + candidates
         if sae.k_aux > 0:
             step = max(step, candidates + pairs + _auxk_memory(sae.k_aux, n, b, d, mesh))
@@ -175,7 +180,7 @@ def _auxk_memory(k_aux: int, n: int, b: int, d: int, mesh: MeshConfig) -> int:
     per_row = min(k_aux, n_dead)
     found = 6 * b * d * ITEMSIZE + 4 * n_dead * d * ITEMSIZE
     found += b * per_row * (CANDIDATE_BYTES + (TRAVELLING_BYTES if mesh.latents > 1 else 0))
-    if n_dead > DENSE_AUXK * per_row:
+    if n_dead > DENSE_AUXK_ON_GPU * per_row:
         return found + b * per_row * PAIR_BYTES // mesh.latents
     return found + 3 * b * n_dead * ITEMSIZE
 
@@ -184,7 +189,8 @@ def work(config: TrainConfig, d_in: int, mesh: MeshConfig) -> Work:
     """What a rank computes in a step, dead latents left out. Of `standard` while many latents are positive."""
     sae, b, s, d = config.sae, config.batch_rows // mesh.data, ITEMSIZE, d_in
     n = sae.d_sae // mesh.latents
-    matrix, rows, n_tiles = n * d * s, b * d * s, -(-b // TILE_ROWS)
+    itemsize = 2 if config.selection == "bfloat16" else s
+    matrix, rows, n_tiles = n * d * s, b * d * s, -(-b // tile_rows(n * itemsize, DEVICE))
     pre_acts, n_kernels = b * n * s, STEP_KERNELS + TILE_KERNELS * n_tiles
     # Adam reads weight, gradient and moments and writes all but the gradient; of both matrices.
     moved = 2 * 7 * matrix + ROW_PASSES * rows
@@ -199,7 +205,6 @@ def work(config: TrainConfig, d_in: int, mesh: MeshConfig) -> Work:
         # times, bias, ReLU, counts, sums, signs and penalty.
         product_bytes = n_tiles * (3 + 2 * 2) * matrix + 5 * pre_acts
         return Work(10.0 * b * n * d, "float32", product_bytes, moved + 9 * pre_acts, n_kernels)
-    itemsize = 2 if config.selection == "bfloat16" else s
     pair_rows = b * sae.k * d * s // mesh.latents
     moved += 4 * pair_rows + 2 * matrix  # decoded, their derivative, two gradients
     moved += 3 * pre_acts * itemsize // s  # bias added, maxima of slabs

@@ -39,6 +39,7 @@ def gpu(folder: Path) -> Iterator[Row | str]:
         "topk": (TopKConfig(d_sae=D_SAE, k=K), "float32"),
         "topk, selection in bfloat16": (TopKConfig(d_sae=D_SAE, k=K), "bfloat16"),
         "batch_topk": (BatchTopKConfig(d_sae=D_SAE, k=K), "float32"),
+        "batch_topk, selection in bfloat16": (BatchTopKConfig(d_sae=D_SAE, k=K), "bfloat16"),
         "standard": (StandardConfig(d_sae=D_SAE, l1_coefficient=1e-3), "float32"),
     }
     os.environ |= environment(world=1) | {"RANK": "0"}

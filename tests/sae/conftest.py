@@ -23,7 +23,8 @@ from sae.train.config import SAESpec, TrainConfig
 from sae.weights import save_sae
 from tests.pretend_device import PretendTensor, pretend_device
 
-pretend_device()  # before tests differentiate: automatic differentiation counts devices once
+if not torch.cuda.is_available():  # two kinds of devices beside the CPU are more than torch bears
+    pretend_device()  # before tests differentiate: automatic differentiation counts devices once
 
 HOOK_POINT = "gpt_neox.layers.0.mlp.act"
 NOWHERE = "0" * 16
@@ -52,7 +53,10 @@ CUDA = pytest.param(
 """A parameter of tests and fixtures that run on a GPU where there is one."""
 
 
-@pytest.fixture(params=["pretend", CUDA])
+PRETEND = pytest.param("pretend", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"))
+
+
+@pytest.fixture(params=[PRETEND, CUDA])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     """A device that is not the CPU: what is done there, and is seen to be, equals what the CPU does up to rounding."""
     if request.param == "cuda":

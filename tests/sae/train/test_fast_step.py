@@ -47,6 +47,7 @@ CONFIGS: dict[str, SAEConfig] = {
 def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several tiles, the last of them smaller."""
     monkeypatch.setattr(selection, "TILE_ROWS", 16)
+    monkeypatch.setattr(selection, "GPU_TILE_BYTES", 0)
 
 
 def _sae(config: SAEConfig) -> SAE:
@@ -67,12 +68,12 @@ def _batches(dtype: torch.dtype, n: int = N_STEPS) -> list[Tensor]:
     return [torch.randn(ROWS, D_IN, generator=generator).to(dtype) for _ in range(n)]
 
 
-def _train(config: SAEConfig, gradients: Gradients = fast_gradients) -> SAE:
-    sae = _sae(config).double()
-    state = TrainState(sae, make_optimizer(sae, (0.9, 0.99)), DeadLatentClock(D_SAE, DEAD_AFTER))
+def _train(config: SAEConfig, gradients: Gradients = fast_gradients, device: torch.device | str = "cpu") -> SAE:
+    sae = _sae(config).double().to(device)
+    state = TrainState(sae, make_optimizer(sae, (0.9, 0.99)), DeadLatentClock(D_SAE, DEAD_AFTER, device))
     for x in _batches(torch.float64):
-        train_step(state, x, LR, VARIANCE, gradients)
-    return sae
+        train_step(state, x.to(device), LR, VARIANCE, gradients)
+    return sae.cpu()
 
 
 def _train_plainly(config: SAEConfig) -> SAE:
@@ -119,6 +120,16 @@ def test_dense_and_sparse_tiles_of_standard_are_the_same_step(
     monkeypatch.setattr(backward_standard, "_add_product", _recording(kinds))
     _assert_equal_weights(_train(CONFIGS[name]), _train_plainly(CONFIGS[name]))
     assert set(kinds) == {0.0: {"dense"}, 0.55: {"dense", "pairs"}, 2.0: {"pairs"}}[below]
+
+
+@pytest.mark.parametrize("by_pairs", [True, False], ids=["pairs", "matrices"])
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_another_device_takes_the_same_steps(
+    config: SAEConfig, by_pairs: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backward, "DENSE_AUXK_ON_GPU", 0 if by_pairs else 1000)
+    monkeypatch.setattr(backward_standard, "SPARSE_BELOW_ON_GPU", 2.0 if by_pairs else 0.0)
+    _assert_equal_weights(_train(config, device=device), _train_plainly(config))
 
 
 def _recording(kinds: list[str]) -> Callable[[Tensor, Tensor, Tensor], None]:

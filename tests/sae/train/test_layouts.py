@@ -4,7 +4,17 @@ import pytest
 
 from sae.architectures.config import StandardConfig, TopKConfig
 from sae.errors import ConfigError
-from sae.train.cluster import DEFAULT_RATES, REACHED, Cluster, Trained, bandwidth, cards, compute_seconds, told_seconds
+from sae.train.cluster import (
+    DEFAULT_RATES,
+    REACHED,
+    REACHED_BY_NETWORKS,
+    Cluster,
+    Trained,
+    bandwidth,
+    cards,
+    compute_seconds,
+    told_seconds,
+)
 from sae.train.config import MeshConfig, TrainConfig
 from sae.train.layout_reasons import reasons
 from sae.train.layouts import Layout, choose, plan_layouts, rank_bytes
@@ -65,15 +75,15 @@ def test_a_step_worked_by_hand() -> None:
     # Two ranks on two nodes, and every byte a second: all that is received, and one latency for each collective.
     mesh = MeshConfig(data=2)
     told = told_seconds(sae, mesh, gpus(2, per_node=1), rates | {"nic": 1.0})
-    assert told == pytest.approx(sum(received_bytes(sae.config, 2, mesh).values()) / REACHED, rel=1e-4)
+    assert told == pytest.approx(sum(received_bytes(sae.config, 2, mesh).values()) / REACHED_BY_NETWORKS, rel=1e-4)
 
 
 def test_rows_are_told_once_to_saes_that_share_them() -> None:
     rates, mesh = dict.fromkeys(DEFAULT_RATES, 1e30) | {"nvlink": 1.0}, MeshConfig(data=1, latents=2)
     one, two = (plan_layouts(saes(SMALL, n), gpus(2), rates) for n in (1, 2))
     (of_one,), (of_two,) = ([each for each in some if each.mesh == mesh] for some in (one, two))
-    rows = (1 << 15) * 4096 * 4 / REACHED  # a byte a second
-    in_a_step = sum(of_one.received.values()) / REACHED
+    rows = (1 << 15) * 4096 * 4 / REACHED_BY_NETWORKS  # a byte a second
+    in_a_step = sum(of_one.received.values()) / REACHED_BY_NETWORKS
     assert of_one.told_seconds == pytest.approx(in_a_step + rows)
     assert of_two.told_seconds == pytest.approx(2 * in_a_step + rows)
 
