@@ -54,7 +54,11 @@ class CommandLine:
         """Wait for its end. Returns: exit code, the JSON of its last line (empty on failure), stderr."""
         code = self.process.wait(seconds)
         lines = self._out.read_text().splitlines()
-        return code, json.loads(lines[-1]) if lines else {}, self._err.read_text()
+        return code, json.loads(lines[-1]) if lines else {}, self.said()
+
+    def said(self) -> str:
+        """What it has written to stderr so far."""
+        return self._err.read_text()
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
         """Send a signal to the command itself."""

@@ -7,7 +7,6 @@ import contextlib
 import importlib.util
 import os
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +101,7 @@ def test_a_stopped_run_saves_its_training_and_leaves_nothing(
     config = with_settings(config, {"saes": [SAES[0] | {"n_tokens": 100_000_000}]})
     root = Path(config.execution.root)
     run = CommandLine(config, tmp_path, **head.environment, **shared_server)
-    wait_for(lambda: titled("ray::train_sae") or run.process.poll() is not None, SECONDS)
-    time.sleep(20)  # into its steps
+    wait_for(lambda: "sae: training: " in run.said() or run.process.poll() is not None, SECONDS)  # in its steps
     run.kill(signal.SIGTERM)
     code, _, err = run.finish(120)
     assert code == 75, err
