@@ -1,6 +1,8 @@
 """The parts of one hook point, one after the other: each is filled while the one before it is written."""
 
 import contextlib
+import os
+import sys
 import time
 from collections.abc import Iterator, MutableMapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -23,6 +25,8 @@ SharedRows = MutableMapping[tuple[Any, ...], PartRows]
 
 WRITERS = 2
 """Parts that are written at a time: while one waits for the disk, the other is summed and hashed."""
+NICENESS = 10
+"""Of the helpers, over the model's: the forward pass then waits half as long for a core."""
 
 
 @contextlib.contextmanager
@@ -32,13 +36,19 @@ def helper_threads() -> Iterator[tuple[Executor, Executor]]:
     Torch uses one thread in each: the model has the others, and sums do not depend on how many there are.
     """
     threads = torch.get_num_threads()
-    one: dict[str, Any] = {"initializer": torch.set_num_threads, "initargs": (1,)}
     with (
-        ThreadPoolExecutor(1, "hold-activations", **one) as putting,
-        ThreadPoolExecutor(WRITERS, "write-part", **one) as writing,
+        ThreadPoolExecutor(1, "hold-activations", initializer=_give_way) as putting,
+        ThreadPoolExecutor(WRITERS, "write-part", initializer=_give_way) as writing,
     ):
         yield putting, writing
     torch.set_num_threads(threads)  # for threads that are started later; the caller's own never had another number
+
+
+def _give_way() -> None:
+    """Let the model's threads go before this one where there are fewer cores than threads."""
+    torch.set_num_threads(1)
+    if sys.platform == "linux":  # where a thread has a niceness of its own
+        os.nice(NICENESS)
 
 
 class PartStream:
