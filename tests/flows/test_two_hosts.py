@@ -109,7 +109,10 @@ class Lab:
         return run.alive() + marked(MARK, self.mark, "tasks.")
 
     def _clean(self) -> dict[str, str]:
-        return {name: value for name, value in (os.environ | self.environment).items() if value is not None}
+        names = (
+            os.environ | self.environment | {"PYTHONPATH": str(Path(__file__).parents[2])}
+        )  # tests are not installed
+        return {name: value for name, value in names.items() if value is not None}
 
 
 def wait_for_server() -> None:
