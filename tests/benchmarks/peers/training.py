@@ -26,7 +26,7 @@ from sae.train.rows import RowsInMemory
 from sae.train.run import DataMoments, TrainingRun
 
 HOOK = "act"
-CHECKED_ROWS = 256
+CHECKED_ROWS = 4096
 
 
 @dataclass(frozen=True)
