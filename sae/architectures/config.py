@@ -71,7 +71,7 @@ class TopKConfig(FrozenConfig):
     auxk_coefficient: float = Field(DEFAULT_AUXK_COEFFICIENT, ge=0)
     wake_rate: float = Field(DEFAULT_WAKE_RATE, ge=0)
     """By how many learning rates b_enc of a dead latent (`TrainConfig.dead_after_tokens`) rises in each step, until it
-    fires; 0 leaves it."""
+    fires; by ten times as many of their peak while they fall. 0 leaves it."""
 
     @model_validator(mode="after")
     def _k_fits(self) -> "TopKConfig":
@@ -95,7 +95,7 @@ class BatchTopKConfig(FrozenConfig):
     auxk_coefficient: float = Field(DEFAULT_AUXK_COEFFICIENT, ge=0)
     wake_rate: float = Field(DEFAULT_WAKE_RATE, ge=0)
     """By how many learning rates b_enc of a dead latent (`TrainConfig.dead_after_tokens`) rises in each step, until it
-    fires; 0 leaves it."""
+    fires; by ten times as many of their peak while they fall. 0 leaves it."""
 
     @model_validator(mode="after")
     def _k_fits(self) -> "BatchTopKConfig":

@@ -22,7 +22,7 @@ from sae.train.pretrained import start_from
 from sae.train.products import probe_library
 from sae.train.resampling import ResamplingSchedule, resample
 from sae.train.rows import RowSource
-from sae.train.schedule import batch_of, learning_rate, warmed_up
+from sae.train.schedule import batch_of, learning_rate, waking_rate, warmed_up
 from sae.train.shares import build_share
 from sae.train.step import (
     TrainState,
@@ -164,8 +164,11 @@ class TrainingRun:
 
     def learning_rate(self, step: int) -> float:
         """Of step 0 <= step < n_steps."""
-        config = self.config
-        return learning_rate(step, self.n_steps, self.peak_lr, config.warmup_fraction, config.decay_fraction)
+        return learning_rate(step, *self._schedule)
+
+    @property
+    def _schedule(self) -> tuple[int, float, float, float]:
+        return self.n_steps, self.peak_lr, self.config.warmup_fraction, self.config.decay_fraction
 
     def advance(self, x: Tensor, n_rows: int | None = None) -> None:
         """Train on one batch, or this device's rows of it, in the data's own units.
@@ -183,7 +186,7 @@ class TrainingRun:
                 f"a batch of width {x.shape[1]} for an SAE of d_in = {self.d_in}. It was made for other activations."
             )
         config, state = self.config, self.state
-        lr = self.learning_rate(state.step)
+        lr, waking = (rate(state.step, *self._schedule) for rate in (learning_rate, waking_rate))
         if isinstance(state.sae, StandardSAE):
             standard = state.sae.config
             state.sae.l1_coefficient = warmed_up(
@@ -192,7 +195,7 @@ class TrainingRun:
         x = x.to(self.device) * self.scale
         losses = train_step(state, x, lr, self.variance, self._gradients, config.max_grad_norm, self.shared, n_rows)
         if config.sae.architecture != "standard" and config.sae.wake_rate > 0:
-            wake(state.sae.b_enc, state.clock, config.dead_after_tokens, config.sae.wake_rate * lr)
+            wake(state.sae.b_enc, state.clock, config.dead_after_tokens, config.sae.wake_rate * waking)
         if self.average is not None:
             self.average.update(state.sae, state.step)
         n_points = len(self.curve.rows)

@@ -25,6 +25,20 @@ def learning_rate(step: int, n_steps: int, peak: float, warmup_fraction: float, 
     return peak * min(rise, fall, 1.0)
 
 
+LATE_WAKING = 10
+"""Times the peak of the learning rate, by which dead latents are woken while it falls."""
+
+
+def waking_rate(step: int, n_steps: int, peak: float, warmup_fraction: float, decay_fraction: float) -> float:
+    """What `wake_rate` counts in, at step 0 <= step < n_steps: the learning rate, and tens of its peak once it falls.
+
+    By then weights hardly move. A latent that wakes disturbs little, and one that does not is dead for good.
+    """
+    if n_steps - step < round(decay_fraction * n_steps):
+        return LATE_WAKING * peak
+    return learning_rate(step, n_steps, peak, warmup_fraction, decay_fraction)
+
+
 def warmed_up(step: int, n_steps: int, value: float, warmup_fraction: float) -> float:
     """A coefficient that rises linearly from the first step on and stays at `value` from the end of the warm-up."""
     warmup_steps = round(warmup_fraction * n_steps)

