@@ -30,7 +30,7 @@ LATE_WAKING = 10
 
 
 def waking_rate(step: int, n_steps: int, peak: float, warmup_fraction: float, decay_fraction: float) -> float:
-    """What `wake_rate` counts in, at step 0 <= step < n_steps: the learning rate, and tens of its peak once it falls.
+    """What `wake_rate` counts in, at step 0 <= step < n_steps: the learning rate, and ten times its peak once it falls.
 
     By then weights hardly move. A latent that wakes disturbs little, and one that does not is dead for good.
     """
