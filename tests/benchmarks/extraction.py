@@ -9,6 +9,7 @@ the least that an extraction must do, by bare calls: forward, copy as float16, p
 import contextlib
 import itertools
 import os
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -67,6 +68,7 @@ def _measure(
     batches = torch.tensor(read_contexts(storage, tokens.ref, "train").tokens, dtype=torch.int64).split(batch_contexts)
 
     def planned(n_points: int) -> Callable[[], object]:
+        shutil.rmtree(folder / PartsSpec.stage, ignore_errors=True)  # what was timed before
         seed = next(seeds)
         specs = [_parts(tokens, point, batch_contexts, part_bytes, seed) for point in points[:n_points]]
         parts = [range(plan_parts(storage, spec, subject=subject).metrics["n_parts"]) for spec in specs]
