@@ -26,29 +26,30 @@ SharedRows = MutableMapping[tuple[Any, ...], PartRows]
 WRITERS = 2
 """Parts that are written at a time: while one waits for the disk, the other is summed and hashed."""
 NICENESS = 10
-"""Of the helpers, over the model's: the forward pass then waits half as long for a core."""
+"""Of the helpers, over the model's: on a busy machine the forward pass then waits half as long for a core."""
 
 
 @contextlib.contextmanager
 def helper_threads() -> Iterator[tuple[Executor, Executor]]:
     """A thread that holds activations and those that write parts, while the block runs.
 
-    Torch uses one thread in each: the model has the others, and sums do not depend on how many there are.
+    Torch uses one thread in each: the model has the others, and sums do not depend on how many there are. Where the
+    model leaves a core, they let it go before them; where it has all, that would starve them.
     """
     threads = torch.get_num_threads()
+    niceness = NICENESS if threads < (os.cpu_count() or 1) else 0
     with (
-        ThreadPoolExecutor(1, "hold-activations", initializer=_give_way) as putting,
-        ThreadPoolExecutor(WRITERS, "write-part", initializer=_give_way) as writing,
+        ThreadPoolExecutor(1, "hold-activations", initializer=_set_up, initargs=(niceness,)) as putting,
+        ThreadPoolExecutor(WRITERS, "write-part", initializer=_set_up, initargs=(niceness,)) as writing,
     ):
         yield putting, writing
     torch.set_num_threads(threads)  # for threads that are started later; the caller's own never had another number
 
 
-def _give_way() -> None:
-    """Let the model's threads go before this one where there are fewer cores than threads."""
+def _set_up(niceness: int) -> None:
     torch.set_num_threads(1)
     if sys.platform == "linux":  # where a thread has a niceness of its own
-        os.nice(NICENESS)
+        os.nice(niceness)
 
 
 class PartStream:

@@ -146,11 +146,15 @@ def test_two_extractors_share_a_part_set_without_a_coordinator(make_world: MakeW
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have no niceness of their own")
-def test_the_threads_beside_the_model_let_it_go_before() -> None:
+@pytest.mark.parametrize(("n_cores", "nicer"), [(64, NICENESS), (1, 0)], ids=["a core to spare", "none"])
+def test_the_threads_beside_the_model_let_it_go_before(
+    n_cores: int, nicer: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def niceness() -> int:
         return os.getpriority(os.PRIO_PROCESS, 0)
 
+    monkeypatch.setattr(os, "cpu_count", lambda: n_cores)
     own = niceness()
     with helper_threads() as executors:
-        assert [executor.submit(niceness).result() for executor in executors] == [min(own + NICENESS, 19)] * 2
+        assert [executor.submit(niceness).result() for executor in executors] == [min(own + nicer, 19)] * 2
     assert niceness() == own
