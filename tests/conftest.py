@@ -57,6 +57,15 @@ BROWSER_ARGS = [
 ]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what is marked for the other kind of machine."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    if item.get_closest_marker("without_gpu") and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+
+
 @pytest.fixture
 def storage(tmp_path: Path) -> Storage:
     """A fresh root on disk."""

@@ -186,7 +186,7 @@ class TrainingRun:
                 f"a batch of width {x.shape[1]} for an SAE of d_in = {self.d_in}. It was made for other activations."
             )
         config, state = self.config, self.state
-        lr, waking = (rate(state.step, *self._schedule) for rate in (learning_rate, waking_rate))
+        step, lr = state.step, self.learning_rate(state.step)
         if isinstance(state.sae, StandardSAE):
             standard = state.sae.config
             state.sae.l1_coefficient = warmed_up(
@@ -195,7 +195,8 @@ class TrainingRun:
         x = x.to(self.device) * self.scale
         losses = train_step(state, x, lr, self.variance, self._gradients, config.max_grad_norm, self.shared, n_rows)
         if config.sae.architecture != "standard" and config.sae.wake_rate > 0:
-            wake(state.sae.b_enc, state.clock, config.dead_after_tokens, config.sae.wake_rate * waking)
+            rise = config.sae.wake_rate * waking_rate(step, *self._schedule)
+            wake(state.sae.b_enc, state.clock, config.dead_after_tokens, rise)
         if self.average is not None:
             self.average.update(state.sae, state.step)
         n_points = len(self.curve.rows)

@@ -37,7 +37,7 @@ def test_everything_that_computes_is_told_the_device_of_the_configuration(
     assert takes_one == COMPUTING
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.without_gpu
 def test_a_gpu_that_is_not_there_ends_every_flow_before_it_begins(
     tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,7 +84,6 @@ def test_the_processes_of_a_mesh_are_told_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.usefixtures("prefect_backend")
 def test_a_pipeline_on_a_gpu_ends_like_one_on_the_cpu(tmp_path: Path, corpus: Path) -> None:
     from flows.pipeline import pipeline

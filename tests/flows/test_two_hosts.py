@@ -109,9 +109,8 @@ class Lab:
         return run.alive() + marked(MARK, self.mark, "tasks.")
 
     def _clean(self) -> dict[str, str]:
-        names = (
-            os.environ | self.environment | {"PYTHONPATH": str(Path(__file__).parents[2])}
-        )  # tests are not installed
+        here = {"PYTHONPATH": str(Path(__file__).parents[2])}  # tests are not installed
+        names = os.environ | self.environment | here
         return {name: value for name, value in names.items() if value is not None}
 
 

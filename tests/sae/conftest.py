@@ -47,13 +47,9 @@ class World:
     """(segment, split) -> (seq, pos) -> activation."""
 
 
-CUDA = pytest.param(
-    "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
-)
-"""A parameter of tests and fixtures that run on a GPU where there is one."""
-
-
-PRETEND = pytest.param("pretend", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"))
+CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
+PRETEND = pytest.param("pretend", marks=pytest.mark.without_gpu)
+"""Parameters of tests and fixtures: each runs where the other is skipped."""
 
 
 @pytest.fixture(params=[PRETEND, CUDA])

@@ -9,8 +9,6 @@ from sae import device
 from sae.device import CPU, check_gpus, choose_device, choose_rank_device
 from sae.errors import ConfigError, TransientError
 
-without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-
 
 @pytest.fixture
 def four_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,13 +16,13 @@ def four_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "_try", lambda device: None)
 
 
-@without_gpu
+@pytest.mark.without_gpu
 def test_auto_is_the_cpu_where_there_is_no_gpu() -> None:
     assert choose_device("auto", 3) == choose_rank_device("auto", 5, 8) == CPU
     check_gpus("auto", 8)
 
 
-@without_gpu
+@pytest.mark.without_gpu
 def test_a_gpu_that_is_wanted_and_not_there_is_one_clear_error() -> None:
     message = rf"^execution\.device: cuda is wanted, and no GPU can be used on {platform.node()} \(torch .*"
     for choose in (lambda: choose_device("cuda"), lambda: check_gpus("cuda"), lambda: choose_rank_device("cuda", 0, 1)):
@@ -79,7 +77,6 @@ def test_a_gpu_that_is_full_is_waited_for(wanted, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_is_found_and_works() -> None:
     assert choose_device("auto").type == choose_device("cuda").type == "cuda"
     assert choose_rank_device("auto", 0, 1) == torch.device("cuda", 0)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from sae.config import DeviceChoice
 from sae.errors import ConfigError, PipelineError, StopRequested, TransientError
@@ -246,7 +245,7 @@ def test_long_lines_of_all_ranks_arrive_whole(tmp_path: Path, caplog: pytest.Log
     ]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.without_gpu
 @pytest.mark.slow
 def test_every_rank_is_told_on_which_device_it_computes(tmp_path: Path) -> None:
     log = tmp_path / "log"

@@ -103,7 +103,7 @@ def test_what_computes_is_told_on_which_device(storage: Storage, tmp_path: Path)
     assert log.read_text() == ("cuda:0" if torch.cuda.is_available() else "cpu")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.without_gpu
 def test_a_gpu_is_missed_by_what_computes_and_by_nothing_else(storage: Storage, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"execution\.device: cuda is wanted, and no GPU can be used on"):
         run_in_worker(work.note_device, storage.root, {"log": str(tmp_path / "log")}, device="cuda")

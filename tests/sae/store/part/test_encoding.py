@@ -170,7 +170,6 @@ def test_an_encoding_has_the_fields_of_its_dtype_alone() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_device_decodes_to_the_same_bits(dtype: Dtype) -> None:
     parts = [residual_stream(500, 33), residual_stream(500, 33) * 1e3]

@@ -267,7 +267,6 @@ def test_batches_do_not_depend_on_how_many_threads_torch_has(
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_batches_on_a_gpu_are_those_on_the_host(storage: Storage, make_snapshot: MakeSnapshot) -> None:
     snapshot = make_snapshot(storage, numbered_parts([3000, 1111]), row_group_rows=64)
     host, device = (Loader(storage, snapshot, 48, 0, device=name) for name in ("cpu", "cuda"))
