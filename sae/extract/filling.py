@@ -114,12 +114,11 @@ class Filling:
         """
         contexts, n_tokens = slice(first, first + len(act)), self.rows.keep.shape[1]
         tokens = slice(contexts.start * n_tokens, contexts.stop * n_tokens)
-        norms = torch.linalg.vector_norm(act.flatten(0, 1), dim=1, dtype=torch.float32).cpu()
-        self._hold(act, tokens)
+        norms = self._hold(act, tokens)
         if not self._fits(norms, self._buffer[tokens]):
             self._make_fit(act, self.rows.keep[contexts], self.rows.contexts.seq[contexts])
-            self._hold(act, tokens)
-        self._norms[tokens] = norms.numpy()
+            norms = self._hold(act, tokens)
+        self._norms[tokens] = np.ldexp(norms.numpy(), self._encoding.exponent)
 
     def finish(self) -> FinishedPart:
         """Leave out the attention sinks, and choose the encoding. The part is full."""
@@ -139,14 +138,22 @@ class Filling:
         metrics = self.rows.counts | {"n_sink": len(sinks), "norm_limit": limit}
         return FinishedPart(StoredRows(self._buffer, order, encoding), identity, encoding, metrics)
 
-    def _hold(self, act: Tensor, tokens: slice) -> None:
-        """Put activations in the buffer, as it holds them. act: [contexts, T, d_in]"""
-        flat = act.flatten(0, 1)
+    def _hold(self, act: Tensor, tokens: slice) -> Tensor:
+        """Put activations in the buffer, as it holds them.
+
+        Args:
+            act: [contexts, T, d_in]
+
+        Returns: the norms of the rows that it holds now, which a cache still has. [contexts * T] float32
+        """
+        flat, held = act.flatten(0, 1), self._buffer[tokens]
         if self._encoding.exponent:
             flat = flat.float() * 2.0**-self._encoding.exponent
         if flat.device.type != "cpu":
-            flat = flat.to(self._buffer.dtype)  # before it is moved: half as many bytes
-        self._buffer[tokens].copy_(flat)
+            flat = flat.to(held.dtype)  # before it is moved: half as many bytes
+        held.copy_(flat)
+        stored = held if flat.device.type == "cpu" else flat
+        return torch.linalg.vector_norm(stored, dim=1, dtype=torch.float32).cpu()
 
     def _fits(self, norms: Tensor, held: Tensor) -> bool:
         """Whether all values, of tokens that are left out too, are finite and below the ceiling."""

@@ -106,7 +106,8 @@ def import_activations(storage: Storage, spec: GivenPartsSpec, *, progress: Prog
         identity[0], identity[1], identity[2] = first + begin + order, 0, -1
         encoded, encoding = encode(torch.from_numpy(block[order]), spec.dtype)
         with storage.staging() as folder:
-            metrics = write_rows(folder / PART_FILE, encoded, identity, row_group_rows, encoding)
+            path, durable = folder / PART_FILE, storage.is_local
+            metrics = write_rows(path, encoded, identity, row_group_rows, encoding, durable=durable)
             commit(storage, spec, folder, metrics, seconds=time.perf_counter() - writing, part=part)
         progress(begin + len(block), len(act), "rows")
     plan = {

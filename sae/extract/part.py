@@ -10,8 +10,8 @@ import contextlib
 import itertools
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -136,7 +136,7 @@ def extract_parts(
         batches = _batches(streams, specs[0].batch_contexts, window)
         if (first := next(batches, None)) is not None:  # or no model is needed
             subject = subject or load_subject(storage, specs[0].subject, device)
-            _run(subject.model, streams, itertools.chain([first], batches), window, putting, progress)
+            _run(subject.model, streams, itertools.chain([first], batches), putting, progress)
         records = [stream.records() for stream in streams]
     return [[found[part] for part in numbers] for found, numbers in zip(records, parts, strict=True)]
 
@@ -146,9 +146,12 @@ class _Batch(NamedTuple):
 
     start: int
     """Number of the first."""
-    contexts: Contexts
     ahead: Contexts
     """Those from `start` to where the last of the parts that they belong to ends."""
+    tokens: Tensor
+    """What the model reads. [contexts, T] int64"""
+    mask: Tensor | None
+    """Which tokens are no padding, where contexts have any. [contexts, T] int64"""
     tokens_done: int
     """When this batch is."""
     tokens_total: int
@@ -163,39 +166,42 @@ def _batches(streams: Sequence[PartStream], size: int, window: "_Window") -> Ite
         wanted = [stream.wants(start) for stream in streams]
         if any(wanted):
             ahead = window.read(start, max(start + size, *(stream.stop_at(start) for stream in streams)))
-            yield _Batch(start, ahead[:size], ahead, done, total)
+            tokens = torch.from_numpy(ahead.tokens[:size].astype(np.int64))
+            mask = torch.from_numpy(ahead.docs[:size] != PADDING).long() if window.is_padded else None
+            yield _Batch(start, ahead, tokens, mask, done, total)
 
 
 def _run(
-    model: Any,
-    streams: Sequence[PartStream],
-    batches: Iterable[_Batch],
-    window: "_Window",
-    putting: Executor,
-    progress: Progress,
+    model: Any, streams: Sequence[PartStream], batches: Iterator[_Batch], putting: Executor, progress: Progress
 ) -> None:
-    """The forward passes. Every batch is put in its places while the model runs over the next."""
+    """The forward passes. While the model runs over a batch, the one before is put in its places and the next is read.
+
+    Nothing but the model is left to the caller's thread: where a batch takes milliseconds, all else is felt.
+    """
     names = list(dict.fromkeys(stream.hook_point for stream in streams))
     check_hook_points(model, names)
     _keep_freed_memory()
     shared: SharedRows = weakref.WeakValueDictionary()
-    put: Future[None] | None = None
-    copies = torch.cuda.Stream(model.device) if model.device.type == "cuda" else None
+    device = model.device  # once: it is found by a walk through the modules
+    copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def put(batch: _Batch, acts: dict[str, Tensor]) -> _Batch | None:
+        """Returns: the batch after the next."""
+        _put(streams, batch, acts, shared, copies)
+        return next(batches, None)
+
+    batch, work = next(batches, None), putting.submit(next, batches, None)
     with torch.no_grad(), capture(model, names) as read:
-        for batch in batches:
-            contexts = batch.contexts
-            tokens = torch.from_numpy(contexts.tokens.astype(np.int64)).to(model.device)
-            mask = torch.from_numpy(contexts.docs != PADDING).long().to(model.device) if window.is_padded else None
-            acts = read(tokens, mask)
-            if put is not None:
-                put.result()
+        while batch is not None:
+            acts = read(batch.tokens.to(device), None if batch.mask is None else batch.mask.to(device))
+            following = work.result()
             if copies:
-                copies.wait_stream(torch.cuda.current_stream(model.device))
-            put = putting.submit(_put, streams, batch, acts, shared, copies)
+                copies.wait_stream(torch.cuda.current_stream(device))
+            work = putting.submit(put, batch, acts)
             del acts  # or these would be kept until the next ones are there
             progress(batch.tokens_done, batch.tokens_total, "tokens")
-    if put is not None:
-        put.result()
+            batch = following
+    work.result()
 
 
 def _keep_freed_memory() -> None:

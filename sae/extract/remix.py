@@ -74,6 +74,7 @@ def deal_part(storage: Storage, spec: DealtPartsSpec, part: int, *, progress: Pr
             *identity,
             row_group_rows=deal.row_groups(part),
             encoding=entry.encoding,
+            durable=storage.is_local,
         )
         # Sums over the rows are those of the source's part: they are the same rows.
         metrics = require_record(storage, entry.ref, entry.part).metrics | {
@@ -112,7 +113,8 @@ def gather_part(storage: Storage, spec: RemixSpec, part: int, *, progress: Progr
     act, identity = _read(storage, dealt, groups, places, progress)
     encoding = _bring_to_one_encoding(act, dealt, groups, places)
     with storage.staging() as folder:
-        metrics = write_rows(folder / PART_FILE, act, identity, _row_group_rows(dealt, spec), encoding)
+        path, group_rows = folder / PART_FILE, _row_group_rows(dealt, spec)
+        metrics = write_rows(path, act, identity, group_rows, encoding, durable=storage.is_local)
         metrics["identity_sum"] = _hex(identity_sum(identity))
         return commit(storage, spec, folder, metrics, seconds=time.perf_counter() - started, part=part)
 

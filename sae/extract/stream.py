@@ -1,6 +1,7 @@
 """The parts of one hook point, one after the other: each is filled while the one before it is written."""
 
 import contextlib
+import math
 import os
 import sys
 import time
@@ -8,6 +9,7 @@ from collections.abc import Iterator, MutableMapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -147,17 +149,25 @@ class PartStream:
             before[0].result()  # it is what has this memory
         buffer = self._buffers[slot]
         if buffer is None or len(buffer) < rows.keep.size:
-            shape, on_gpu = (rows.keep.size, self._plan["d_in"]), self._device.type == "cuda"
-            buffer = torch.empty(shape, dtype=BUFFERS[self._spec.dtype], pin_memory=on_gpu)
-            self._buffers[slot] = buffer
+            shape, dtype = (rows.keep.size, self._plan["d_in"]), BUFFERS[self._spec.dtype]
+            buffer = self._buffers[slot] = _buffer(shape, dtype, pinned=self._device.type == "cuda")
         return Filling(self._spec, part, rows, buffer)
 
     def _write(self, filling: Filling, started: float) -> Record:
         finished = filling.finish()
         with self._storage.staging() as folder:
             path, row_group_rows = folder / PART_FILE, int(self._plan["row_group_rows"])
-            written = write_rows(path, finished.act, finished.identity, row_group_rows, finished.encoding)
+            rows, durable = (finished.act, finished.identity), self._storage.is_local
+            metrics = write_rows(path, *rows, row_group_rows, finished.encoding, durable=durable) | finished.metrics
             seconds = time.perf_counter() - started
-            metrics = written | finished.metrics
             part, device = filling.part, self._device
             return commit(self._storage, self._spec, folder, metrics, seconds=seconds, part=part, device=device)
+
+
+def _buffer(shape: tuple[int, int], dtype: torch.dtype, pinned: bool) -> Tensor:
+    """Memory for a part. numpy asks the system for large pages, torch does not: a quarter of the time to touch it all
+    once, a tenth to give it back, and rows are picked from anywhere in it faster.
+    """
+    if pinned:
+        return torch.empty(shape, dtype=dtype, pin_memory=True)
+    return torch.from_numpy(np.empty(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)

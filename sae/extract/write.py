@@ -43,13 +43,16 @@ class Moments:
             self._n_added += n_rows
 
 
-def write_rows(path: Path, act: Rows, identity: np.ndarray, row_group_rows: int, encoding: Encoding) -> dict[str, Any]:
+def write_rows(
+    path: Path, act: Rows, identity: np.ndarray, row_group_rows: int, encoding: Encoding, *, durable: bool = False
+) -> dict[str, Any]:
     """Write one part and describe it.
 
     Args:
         act: stored values, in stored order. [rows, d_in] of `stored_dtype`
         identity: seq, pos and token of every row. [3, rows] int32
         encoding: what the stored values mean.
+        durable: as write_part takes it: on a local root, where the file is moved to its place.
 
     Returns: the metrics of the part's record. What adds up over parts begins with `n_` or `sum`; vectors are base64 of
         little-endian float64. n_rows, d_in and layout (PartLayout); of the values as they are read back: sum and
@@ -59,7 +62,15 @@ def write_rows(path: Path, act: Rows, identity: np.ndarray, row_group_rows: int,
     (seq, pos, token), (n_rows, d_in) = identity, act.shape
     found = Moments(n_rows, d_in, encoding)
     layout = write_part(
-        path, act, seq, pos, token, row_group_rows=row_group_rows, encoding=encoding, alongside=found.add
+        path,
+        act,
+        seq,
+        pos,
+        token,
+        row_group_rows=row_group_rows,
+        encoding=encoding,
+        durable=durable,
+        alongside=found.add,
     )
     norms = found.sq_norms.sqrt_().numpy()
     return {

@@ -50,8 +50,8 @@ def extraction(folder: Path) -> Iterator[Row]:
     for n_threads in sorted({1, threads}):
         torch.set_num_threads(n_threads)
         what = f"embedded, threads: {n_threads}"
-        # 32 parts of 16 MiB; the default recipe has 16 of 64 MiB.
-        yield from _measure(folder / f"embedded-{n_threads}", what, embedded, points, 4096, 32, 16 << 20)
+        # The default recipe's size: 16 parts of 64 MiB of the first hook point.
+        yield from _measure(folder / f"embedded-{n_threads}", what, embedded, points, 8192, 32, 64 << 20)
     torch.set_num_threads(threads)
     points = [f"gpt_neox.layers.{layer}" for layer in (5, 4, 3, 2)]
     yield from _measure(folder / "six-layers", f"6 x 512, threads: {threads}", _six_layers(), points, 64, 8, 1 << 21)

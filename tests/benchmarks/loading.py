@@ -53,7 +53,7 @@ def loading(folder: Path) -> Iterator[Row]:
                 yield from _speeds(storage, snapshot, f"d_in {d_in}, {n_cores} core(s)", from_disk=False)
         with _cores(1):
             yield _least(storage, snapshot, f"d_in {d_in}, 1 core(s)")
-        yield from _speeds(storage, snapshot, f"d_in {d_in}", from_disk=True)
+            yield from _speeds(storage, snapshot, f"d_in {d_in}, 1 core(s)", from_disk=True)
     yield from memory(MEMORY_GIB)
 
 

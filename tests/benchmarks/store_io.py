@@ -46,8 +46,8 @@ def _writing(folder: Path, act: np.ndarray, ids: list[np.ndarray]) -> Iterator[R
             assert os.pwrite(descriptor, data[start : start + step], start) == step
         os.close(descriptor)
 
-    def write(how: Callable[..., object] = write_part) -> None:
-        how(path, act, *ids, row_group_rows=ROW_GROUP_ROWS, encoding=ENCODING)
+    def write(how: Callable[..., object] = write_part, **options: bool) -> None:
+        how(path, act, *ids, row_group_rows=ROW_GROUP_ROWS, encoding=ENCODING, **options)
 
     def write_without_checksums() -> None:
         with (
@@ -72,7 +72,7 @@ def _writing(folder: Path, act: np.ndarray, ids: list[np.ndarray]) -> Iterator[R
     yield against_raw("write of a part to the page cache", write, False)
     yield against_raw("  without CRC and xxh3", write_without_checksums, False)
     yield against_raw("  by pyarrow", lambda: write(write_with_pyarrow), False, n_pairs=3)
-    yield against_raw("write of a part to the disk, with fsync", write, True)
+    yield against_raw("write of a part to the disk, with fsync", lambda: write(durable=True), True)
 
 
 def _reading(folder: Path, act: np.ndarray) -> Iterator[Row]:

@@ -29,6 +29,12 @@ DATA_PAGE = 0
 PLAIN, RLE = 0, 3
 UNCOMPRESSED = 0
 
+_DATA_PAGE = i32(1, DATA_PAGE)
+_ENCODINGS = (i32(2, PLAIN), i32(3, RLE), i32(4, RLE))
+"""Of a page's values and of its two kinds of levels."""
+_NO_METADATA_ELSEWHERE = i64(2, 0)
+"""A chunk's metadata stands in the footer alone."""
+
 
 class Chunk(NamedTuple):
     """A column chunk, which is one page."""
@@ -76,8 +82,8 @@ def page_header(n_bytes: int, values: int, crc: int) -> bytes:
         crc: CRC-32 (zlib's) of levels and values.
     """
     signed = crc - (1 << 32) if crc >> 31 else crc
-    data = [i32(1, values), i32(2, PLAIN), i32(3, RLE), i32(4, RLE)]
-    return struct([i32(1, DATA_PAGE), i32(2, n_bytes), i32(3, n_bytes), i32(4, signed), nested(5, data)])
+    data = [i32(1, values), *_ENCODINGS]
+    return struct([_DATA_PAGE, i32(2, n_bytes), i32(3, n_bytes), i32(4, signed), nested(5, data)])
 
 
 def vectors_offset(end: int, levels: bytes, n_bytes: int, values: int) -> int:
@@ -101,12 +107,13 @@ def footer(encoding: Encoding, d_in: int, groups: Sequence[tuple[int, Sequence[C
     Args:
         groups: rows and chunks (act, seq, pos, token) of every row group.
     """
+    columns = _columns(encoding.dtype)
     metadata = struct(
         [
             i32(1, PARQUET_VERSION),
             structs(2, _schema(encoding.dtype, d_in)),
             i64(3, sum(n_rows for n_rows, _ in groups)),
-            structs(4, [_row_group(encoding.dtype, *group) for group in groups]),
+            structs(4, [_row_group(columns, *group) for group in groups]),
             structs(5, [[text(1, key), text(2, value)] for key, value in key_values(encoding, d_in).items()]),
             text(6, f"sae-pipeline version {FORMAT}"),
         ]
@@ -140,24 +147,23 @@ def _schema(dtype: str, d_in: int) -> list[list[Field]]:
     return [root, act, repeated, element, *identity]
 
 
-def _row_group(dtype: str, n_rows: int, chunks: Sequence[Chunk]) -> list[Field]:
-    n_bytes = sum(chunk.n_bytes for chunk in chunks)
+def _columns(dtype: str) -> list[list[Field]]:
+    """What the metadata of every column's chunks begins with: type, encodings, path, codec."""
     kinds = [FLOAT if dtype == "float32" else FIXED_LEN_BYTE_ARRAY] + [INT32] * len(IDENTITY)
     paths = [["act", "list", "element"] if is_list(dtype) else ["act"], *([name] for name in IDENTITY)]
-    columns = [_column(*column) for column in zip(kinds, paths, chunks, strict=True)]
-    offset = chunks[0].offset
-    return [structs(1, columns), i64(2, n_bytes), i64(3, n_rows), i64(5, offset), i64(6, n_bytes)]
-
-
-def _column(kind: int, path: Sequence[str], chunk: Chunk) -> list[Field]:
-    metadata = [
-        i32(1, kind),
-        i32s(2, [PLAIN, RLE]),
-        texts(3, path),
-        i32(4, UNCOMPRESSED),
-        i64(5, chunk.n_values),
-        i64(6, chunk.n_bytes),
-        i64(7, chunk.n_bytes),
-        i64(9, chunk.offset),
+    return [
+        [i32(1, kind), i32s(2, [PLAIN, RLE]), texts(3, path), i32(4, UNCOMPRESSED)]
+        for kind, path in zip(kinds, paths, strict=True)
     ]
-    return [i64(2, 0), nested(3, metadata)]
+
+
+def _row_group(columns: Sequence[Sequence[Field]], n_rows: int, chunks: Sequence[Chunk]) -> list[Field]:
+    n_bytes = sum(chunk.n_bytes for chunk in chunks)
+    chunk_fields = [_chunk(column, chunk) for column, chunk in zip(columns, chunks, strict=True)]
+    offset = chunks[0].offset
+    return [structs(1, chunk_fields), i64(2, n_bytes), i64(3, n_rows), i64(5, offset), i64(6, n_bytes)]
+
+
+def _chunk(column: Sequence[Field], chunk: Chunk) -> list[Field]:
+    sizes = [i64(5, chunk.n_values), i64(6, chunk.n_bytes), i64(7, chunk.n_bytes), i64(9, chunk.offset)]
+    return [_NO_METADATA_ELSEWHERE, nested(3, [*column, *sizes])]

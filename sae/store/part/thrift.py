@@ -4,23 +4,22 @@ Source: https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-pr
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 TRUE, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, MAP, STRUCT = range(1, 13)
 LONG_LIST = 15
 """In place of a list's size, where it does not fit four bits."""
+_ONE_BYTE = tuple(bytes([value]) for value in range(0x80))
 
 
-class Field(NamedTuple):
-    """A field of a struct, ready to be written."""
-
-    number: int
-    kind: int
-    data: bytes
+Field = tuple[int, int, bytes]
+"""A field of a struct, ready to be written: its number, its kind, its data."""
 
 
 def varint(value: int) -> bytes:
     """An unsigned number, seven bits a byte, least first."""
+    if value < 0x80:  # most are
+        return _ONE_BYTE[value]
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)
@@ -31,37 +30,37 @@ def varint(value: int) -> bytes:
 
 def i32(number: int, value: int) -> Field:
     """A field of a signed number."""
-    return Field(number, I32, _zigzag(value))
+    return number, I32, _zigzag(value)
 
 
 def i64(number: int, value: int) -> Field:
     """A field of a signed number."""
-    return Field(number, I64, _zigzag(value))
+    return number, I64, _zigzag(value)
 
 
 def text(number: int, value: str) -> Field:
     """A field of text."""
-    return Field(number, BINARY, _text(value))
+    return number, BINARY, _text(value)
 
 
 def nested(number: int, fields: Sequence[Field]) -> Field:
     """A field that is a struct."""
-    return Field(number, STRUCT, struct(fields))
+    return number, STRUCT, struct(fields)
 
 
 def structs(number: int, items: Sequence[Sequence[Field]]) -> Field:
     """A field that is a list of structs."""
-    return Field(number, LIST, _list(STRUCT, [struct(fields) for fields in items]))
+    return number, LIST, _list(STRUCT, [struct(fields) for fields in items])
 
 
 def i32s(number: int, values: Sequence[int]) -> Field:
     """A field that is a list of signed numbers."""
-    return Field(number, LIST, _list(I32, [_zigzag(value) for value in values]))
+    return number, LIST, _list(I32, [_zigzag(value) for value in values])
 
 
 def texts(number: int, values: Sequence[str]) -> Field:
     """A field that is a list of texts."""
-    return Field(number, LIST, _list(BINARY, [_text(value) for value in values]))
+    return number, LIST, _list(BINARY, [_text(value) for value in values])
 
 
 def struct(fields: Sequence[Field]) -> bytes:

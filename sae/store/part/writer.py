@@ -6,6 +6,7 @@ are written as they lie in memory, without a copy, a block at a time, while anot
 """
 
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -90,6 +91,7 @@ def write_part(
     *,
     row_group_rows: int | Sequence[int],
     encoding: Encoding,
+    durable: bool = False,
     alongside: Callable[[np.ndarray], None] | None = None,
 ) -> PartLayout:
     """Write one part. The same rows give the same bytes.
@@ -100,6 +102,8 @@ def write_part(
         seq, pos, token: identity of every row: context, position, token id. [rows] int32
         row_group_rows: rows per row group, the last one may be shorter; or the rows of every row group.
         encoding: what the stored values mean.
+        durable: the file will be made to survive a power cut, so let the disk begin at once. Not for one that is read
+            once and deleted.
         alongside: called in another thread with every block of values, in order, while it is written. [block, d_in]
 
     Returns: where the rows of each row group lie, with their hashes.
@@ -117,7 +121,7 @@ def write_part(
         _write(descriptor, [pages.MAGIC], 0)
         end = len(pages.MAGIC)
         with ThreadPoolExecutor(1, thread_name_prefix="checksums") as executor:
-            values = _Values(descriptor, act, executor, alongside)
+            values = _Values(descriptor, act, executor, durable, alongside)
             unfinished: deque[_Unfinished] = deque()
             for rows in _row_groups(n_rows, row_group_rows):
                 identity = np.ascontiguousarray(np.stack([seq[rows], pos[rows], token[rows]]), "<i4")
@@ -187,10 +191,12 @@ class _Values:
         descriptor: int,
         act: Rows,
         executor: ThreadPoolExecutor,
+        durable: bool,
         alongside: Callable[[np.ndarray], None] | None,
     ) -> None:
         self.d_in, self.row_bytes = act.shape[1], act.shape[1] * act.dtype.itemsize
         self._descriptor, self._act, self._executor, self._alongside = descriptor, act, executor, alongside
+        self._durable = durable
         self._in_use: deque[Future[None]] = deque()
 
     def write(self, rows: slice, offset: int, checksums: _Checksums) -> Future[None]:
@@ -203,6 +209,8 @@ class _Values:
             vectors = block.reshape(-1).view(np.uint8).data
             self._in_use.append(self._executor.submit(self._hash, block, vectors, checksums))
             _write(self._descriptor, [vectors], offset)
+            if self._durable:
+                _start_to_disk(self._descriptor, offset, len(vectors))
             offset += len(vectors)
         return self._in_use[-1]
 
@@ -279,3 +287,12 @@ def _write(descriptor: int, buffers: Sequence[bytes | memoryview], offset: int) 
             n_bytes -= len(left.pop(0))
         if left:
             left[0] = left[0][n_bytes:]
+
+
+def _start_to_disk(descriptor: int, offset: int, n_bytes: int) -> None:
+    """Have the system begin to write these bytes to the disk, so that an fsync finds little left to do.
+
+    They stay cached: what is on its way to the disk is not dropped, and what was just written is not there yet.
+    """
+    if sys.platform == "linux":
+        os.posix_fadvise(descriptor, offset, n_bytes, os.POSIX_FADV_DONTNEED)

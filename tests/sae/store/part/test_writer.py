@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -193,6 +194,35 @@ def test_the_same_rows_give_the_same_bytes_in_blocks_of_any_size(
         assert write_part(path, rows, **ids, row_group_rows=64, encoding=encoding, alongside=note) == layout
         assert path.read_bytes() == (tmp_path / "whole").read_bytes()
         assert same(np.concatenate(seen), stored)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the disk is not told")
+def test_the_disk_begins_with_a_durable_part_while_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored, ids, encoding = random_part("float16", 5000, 300)
+    advise, told = os.posix_fadvise, []
+
+    def note(descriptor: int, offset: int, n_bytes: int, advice: int) -> None:
+        told.append((offset, n_bytes))
+        advise(descriptor, offset, n_bytes, advice)
+
+    monkeypatch.setattr(os, "posix_fadvise", note)
+    plain = write_part(tmp_path / "plain", stored, **ids, row_group_rows=2000, encoding=encoding)
+    assert not told
+    assert (
+        write_part(tmp_path / "durable", stored, **ids, row_group_rows=2000, encoding=encoding, durable=True) == plain
+    )
+    assert sum(n_bytes for _, n_bytes in told) == stored.nbytes
+    for group in plain.row_groups:
+        begun = [n_bytes for offset, n_bytes in told if group.offset <= offset < group.offset + group.n_rows * 600]
+        assert sum(begun) == group.n_rows * 600
+    with open(
+        tmp_path / "durable", "rb"
+    ) as file:  # what was begun was not dropped: it is hashed again, then trained on
+        for group in plain.row_groups:
+            assert os.preadv(file.fileno(), [bytearray(4096)], group.offset, os.RWF_NOWAIT) == 4096
+    assert (tmp_path / "durable").read_bytes() == (tmp_path / "plain").read_bytes()
 
 
 @pytest.mark.parametrize("failing", range(5))
