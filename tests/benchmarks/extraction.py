@@ -1,6 +1,8 @@
 """Extraction of parts against the bare hooked forward over the same batches, for one, two and four hook points.
 
-And against what they cost apart: one forward pass, plus the writes of as many hook points without a forward pass.
+And against what they cost apart: one forward pass, plus the writes of as many hook points without a forward pass. A
+row says how fast it is while the model runs: when it is done the last part is still to be written, however long the
+extraction was.
 
 By CPU time, which says what is left where no core is to spare: of the forward in that of the extraction, and in that of
 the least that an extraction must do, by bare calls: forward, copy as float16, permute, CRC-32, xxh3, write, fsync.
@@ -65,6 +67,11 @@ def _measure(
     tokens = _tokens(storage, n_contexts)
     subject = Subject(model.eval().requires_grad_(False), tokenizer=None, special_ids=(0,), causal=True)
     seeds = itertools.count()
+    model_done = [0.0]
+
+    def note(*_: object) -> None:
+        model_done[0] = time.perf_counter()
+
     batches = torch.tensor(read_contexts(storage, tokens.ref, "train").tokens, dtype=torch.int64).split(batch_contexts)
 
     def planned(n_points: int) -> Callable[[], object]:
@@ -72,7 +79,7 @@ def _measure(
         seed = next(seeds)
         specs = [_parts(tokens, point, batch_contexts, part_bytes, seed) for point in points[:n_points]]
         parts = [range(plan_parts(storage, spec, subject=subject).metrics["n_parts"]) for spec in specs]
-        return lambda: extract_parts(storage, specs, parts, subject=subject)
+        return lambda: extract_parts(storage, specs, parts, subject=subject, progress=note)
 
     def bare() -> None:
         with torch.no_grad(), capture(model, points[:1]) as read:
@@ -96,11 +103,14 @@ def _measure(
                     _write_bare(folder / "bare", held, order)
 
     extracted: dict[int, list[float]] = {0: [], 1: [], 2: [], 4: []}
+    running: list[float] = []
     written: dict[int, list[float]] = {2: [], 4: []}
     processor: dict[str, list[float]] = {"bare": [], "ours": [], "least": []}
     for _ in range(N_ROUNDS + 1):
         for n_points, spent in extracted.items():
             spent.append(_seconds(planned(n_points) if n_points else bare))
+            if n_points == 1:
+                running.append(spent[-1] - (time.perf_counter() - model_done[0]))
         for n_points, spent in written.items():
             call = planned(n_points)
             with mock.patch("sae.extract.part.capture", _replay(recorded)):
@@ -114,6 +124,7 @@ def _measure(
         speeds = (f"{n_tokens / statistics.median(column):,.0f} tokens/s" for column in zip(*pairs, strict=True))
         return Row(f"extraction, {what}, {name}", *speeds, tuple(theirs / mine for mine, theirs in pairs))
 
+    yield row("hook points: 1, while the model runs", running, extracted[0])
     for n_points in (1, 2, 4):
         yield row(f"hook points: {n_points}", extracted[n_points], extracted[0])
     for n_points, alone in written.items():
