@@ -215,6 +215,7 @@ def tiny(prefect: Prefect) -> PipelineConfig:
 def page(browser: Any) -> Iterator[Any]:
     """An empty page that can reach nothing but this machine: Prefect's pages ask an analytics service too."""
     context = browser.new_context(viewport={"width": 1400, "height": 1000})
+    context.set_default_timeout(90_000)  # a page that was refused an answer asks again after 30 s
     context.route(lambda url: "//127.0.0.1:" not in url, lambda route: route.abort())
     yield context.new_page()
     context.close()
