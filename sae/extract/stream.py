@@ -39,13 +39,18 @@ def helper_threads() -> Iterator[tuple[Executor, Executor]]:
     model leaves a core, they let it go before them; where it has all, that would starve them.
     """
     threads = torch.get_num_threads()
-    niceness = NICENESS if threads < (os.cpu_count() or 1) else 0
+    niceness = NICENESS if threads < _count_cores() else 0
     with (
         ThreadPoolExecutor(1, "hold-activations", initializer=_set_up, initargs=(niceness,)) as putting,
         ThreadPoolExecutor(WRITERS, "write-part", initializer=_set_up, initargs=(niceness,)) as writing,
     ):
         yield putting, writing
     torch.set_num_threads(threads)  # for threads that are started later; the caller's own never had another number
+
+
+def _count_cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _set_up(niceness: int) -> None:
@@ -157,8 +162,9 @@ class PartStream:
         finished = filling.finish()
         with self._storage.staging() as folder:
             path, row_group_rows = folder / PART_FILE, int(self._plan["row_group_rows"])
-            rows, durable = (finished.act, finished.identity), self._storage.is_local
-            metrics = write_rows(path, *rows, row_group_rows, finished.encoding, durable=durable) | finished.metrics
+            act, identity, encoding, counts = finished
+            durable = self._storage.is_local
+            metrics = write_rows(path, act, identity, row_group_rows, encoding, durable=durable) | counts
             seconds = time.perf_counter() - started
             part, device = filling.part, self._device
             return commit(self._storage, self._spec, folder, metrics, seconds=seconds, part=part, device=device)

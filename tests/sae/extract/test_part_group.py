@@ -153,7 +153,7 @@ def test_the_threads_beside_the_model_let_it_go_before(
     def niceness() -> int:
         return os.getpriority(os.PRIO_PROCESS, 0)
 
-    monkeypatch.setattr(os, "cpu_count", lambda: n_cores)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(n_cores)))
     own = niceness()
     with helper_threads() as executors:
         assert [executor.submit(niceness).result() for executor in executors] == [min(own + nicer, 19)] * 2

@@ -217,11 +217,14 @@ def test_the_disk_begins_with_a_durable_part_while_it_is_written(
     for group in plain.row_groups:
         begun = [n_bytes for offset, n_bytes in told if group.offset <= offset < group.offset + group.n_rows * 600]
         assert sum(begun) == group.n_rows * 600
-    with open(
-        tmp_path / "durable", "rb"
-    ) as file:  # what was begun was not dropped: it is hashed again, then trained on
+    # What was begun was not dropped: it is hashed again, then trained on.
+    with open(tmp_path / "durable", "rb") as file:
         for group in plain.row_groups:
-            assert os.preadv(file.fileno(), [bytearray(4096)], group.offset, os.RWF_NOWAIT) == 4096
+            try:
+                assert os.preadv(file.fileno(), [bytearray(4096)], group.offset, os.RWF_NOWAIT) == 4096
+            except OSError as err:  # some file systems do not say; of what is not cached, the others say EAGAIN
+                if err.errno != errno.EOPNOTSUPP:
+                    raise
     assert (tmp_path / "durable").read_bytes() == (tmp_path / "plain").read_bytes()
 
 
